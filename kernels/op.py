@@ -1,0 +1,37 @@
+"""The record an op folder declares: what it computes, how else it can be computed, and how to check it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op folder.
+
+    package: the folder's `__name__`; reference: the plain PyTorch meaning; backends: names of the `<backend>_kernel.py` files beside
+    it; cases: `cases(device, dtype) -> list[dict]` of keyword arguments; bytes_moved: least device-memory traffic of a call;
+    is_exact: every backend must equal the reference bit for bit (copies, index ops, random numbers).
+    """
+
+    package: str
+    reference: Callable[..., Any]
+    backends: tuple[str, ...]
+    cases: Callable[..., list[dict]]
+    bytes_moved: Callable[..., int]
+    is_exact: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.package.rpartition(".")[2]
+
+    def implementation(self, backend: str) -> Callable[..., Any]:
+        """Return the function of `backend`, importing its file; ImportError where its compiler or extension is missing."""
+        if backend == "reference":
+            return self.reference
+        if backend not in self.backends:
+            raise ValueError(f"{self.name}: backend is {backend!r}, expected one of {', '.join(('reference', *self.backends))}.")
+        return getattr(importlib.import_module(f"{self.package}.{backend}_kernel"), self.name)

@@ -1,0 +1,188 @@
+"""The nouns the rooms hand each other: facts about models and adapters, a laid-out canvas, a plan, events and results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RopeFacts:
+    """Rotary position embedding of a checkpoint; `kind` is "default", "linear" or "llama3" (Llama 3.x frequency scaling)."""
+
+    theta: float = 10000.0
+    kind: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a base checkpoint is. Sizes: D width, F mlp_width, H query_heads, G kv_heads, K head_width, V vocab_size."""
+
+    family: str
+    width: int
+    mlp_width: int
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_width: int
+    vocab_size: int
+    max_positions: int
+    norm_eps: float
+    rope: RopeFacts
+    has_qkv_bias: bool
+    has_tied_head: bool
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    name: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What an adapter is and needs; written in the metadata of our single-file form and filled with defaults for PEFT folders.
+
+    `predicts_next_token` is the one-position shift (row j-1 predicts position j); `prompt_format` is "chat", "space" or "raw";
+    `system_prompt` None means the model's own template default; `patterns` maps module names to (rank, alpha).
+    """
+
+    name: str
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    mask_token: str
+    mask_id: int
+    predicts_next_token: bool = False
+    prompt_format: str = "chat"
+    system_prompt: str | None = None
+    corruption: str = "paper"
+    profile: str = "paper"
+    base_name: str = ""
+    base_fingerprint: str = ""
+    uses_rslora: bool = False
+    eos_id: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """One request laid out: prompt and answer positions of one sequence.
+
+    ids: `[T]` int64, MASK wherever a position is open and has no draft token.
+    is_open: `[T]` bool, positions that may change; everything else is clamped.
+    answer_start: first position of the answer region `[answer_start, T)`; open positions lie inside it.
+    """
+
+    ids: np.ndarray
+    is_open: np.ndarray
+    answer_start: int
+
+    @property
+    def length(self) -> int:
+        return int(self.ids.shape[0])
+
+    @property
+    def answer_length(self) -> int:
+        return self.length - self.answer_start
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """What the head answers for the rows it was asked about.
+
+    token: `[B, R]` int64; confidence: `[B, R]` fp32, the probability of `token` under the distribution named by the request.
+    """
+
+    token: Tensor
+    confidence: Tensor
+
+
+@dataclass(frozen=True)
+class TokenRule:
+    """How tokens are chosen, as device tables of a batch; only the last two fields are baked into a captured step.
+
+    temperature, top_p, cfg_scale: `[B]` fp32; top_k: `[B]` int64 (0 keeps all); drop_crossing, full_confidence: `[B]` bool.
+    bias_ids: `[M]` int64; bias_values: `[B, M]` fp32 added to those logits (-inf forbids a token).
+    max_top_k: largest top_k of the batch, 0 where some row keeps all. samples_all: some row draws from the unfiltered softmax.
+    """
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    drop_crossing: Tensor
+    full_confidence: Tensor
+    cfg_scale: Tensor
+    bias_ids: Tensor
+    bias_values: Tensor
+    max_top_k: int
+    samples_all: bool
+
+
+class Denoisable(Protocol):
+    """What a denoiser needs from a model: hidden rows of a canvas, and the choice of tokens from them."""
+
+    def read_rows(self, ids: Tensor, positions: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Forward `ids` `[B, T]` bidirectionally and return `[B, R, D]`, the rows that predict `positions` `[B, R]`.
+
+        `lengths` holds each sequence's true length at this step (host integers, from the plan); the tail beyond it is padding.
+        """
+        ...
+
+    def choose(self, rows: Tensor, rule: TokenRule, uniforms: Tensor, unconditional: Tensor | None = None) -> TokenChoice:
+        """Final norm, LM head, guidance, bias, filters and sampling for `rows` `[B, R, D]`, one uniform `[B, R]` per row."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """One sequence after one denoising step, as shown to a person or streamed to a client (host values, answer region only).
+
+    token_ids: `[A]` state after the update (MASK where re-noised); predicted_ids: `[A]` what this step predicted before re-noising;
+    confidences: `[A]` probability of the predicted token; status: one of "fixed", "masked", "new", "changed", "settled" per position.
+    """
+
+    index: int
+    step: int
+    steps: int
+    token_ids: tuple[int, ...]
+    predicted_ids: tuple[int, ...]
+    confidences: tuple[float, ...]
+    status: tuple[str, ...]
+    is_last: bool
+    elapsed_ms: float
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What one request produced.
+
+    confidences and step_map cover the answer region; step_map holds (first set, last changed) step per position, -1 where never.
+    nfe counts forward evaluations (classifier-free guidance counts two a step); tpf is answer tokens before EOS per evaluation.
+    finish_reason is "eos", "length" or "stop". timings holds milliseconds: first_step_ms, total_ms.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    confidences: tuple[float, ...]
+    step_map: tuple[tuple[int, int], ...]
+    nfe: int
+    tpf: float
+    steps: int
+    stopped_early: bool
+    finish_reason: str
+    timings: Mapping[str, float]
+    model: str
+    adapter: str | None
+    profile: str
+    seed: int
+    dtype: str
+    device: str
+    ops: Mapping[str, str]

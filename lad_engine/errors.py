@@ -1,0 +1,33 @@
+"""Errors a caller can cause: each message is one sentence that names what was wrong and what is accepted."""
+
+
+class LadError(Exception):
+    """Base of every error the engine raises on purpose; the command line prints it alone and exits with 2."""
+
+
+class ConfigError(LadError, ValueError):
+    """A setting is unknown, out of range, or contradicts another one."""
+
+
+class CheckpointError(LadError):
+    """A base checkpoint is missing, unreadable, or does not fit its own config."""
+
+
+class AdapterError(LadError):
+    """An adapter is unreadable, or does not fit the base it was given."""
+
+
+class RequestError(LadError, ValueError):
+    """A request cannot be laid out or decoded (empty, too long, bad spans)."""
+
+
+class DownloadError(LadError):
+    """A file could not be fetched, verified or stored."""
+
+
+class OpsError(LadError):
+    """A backend asked for by name cannot run here."""
+
+
+class TrainingError(LadError):
+    """A training run cannot start or go on (data, config, resume)."""
