@@ -1,0 +1,5 @@
+from ..op import Op
+from .cases import bytes_moved, cases
+from .reference import attention
+
+OP = Op(__name__, attention, (), cases, bytes_moved)

@@ -1,0 +1,5 @@
+from ..op import Op
+from .cases import bytes_moved, cases
+from .reference import rotary
+
+OP = Op(__name__, rotary, (), cases, bytes_moved)

@@ -1,0 +1,5 @@
+from ..op import Op
+from .cases import bytes_moved, cases
+from .reference import swiglu
+
+OP = Op(__name__, swiglu, (), cases, bytes_moved)

@@ -1,0 +1,75 @@
+"""Final norm, LM head and token choice for the rows that are read, and the only place that knows the one-position shift."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..contracts import ModelFacts, TokenChoice, TokenRule
+from .projection import Projection
+
+# Logits exist for this many rows at a time: [32, V] fp32 stays in cache, and a fixed shape keeps a row's bits independent of the batch.
+ROWS_PER_CHUNK = 32
+
+
+class Head(nn.Module):
+    """Turns hidden rows into logits or chosen tokens.
+
+    `predicts_next_token` is a fact of the checkpoint or adapter: row j-1 predicts position j (DiffuLLaMA) instead of row j (LAD).
+    """
+
+    def __init__(self, facts: ModelFacts, ops: Any, tied_weight: nn.Parameter | None, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__()
+        self.facts, self.ops = facts, ops
+        self.predicts_next_token = False
+        self.norm = nn.Parameter(torch.empty(facts.width, dtype=dtype, device=device), requires_grad=False)
+        rows = 0 if tied_weight is not None else facts.vocab_size
+        self.projection = Projection(facts.width, {"lm_head": rows}, False, dtype, device)
+        if tied_weight is not None:
+            self.projection.weight = tied_weight
+            self.projection.rows["lm_head"] = (0, facts.vocab_size)
+
+    def row_of(self, positions: Tensor) -> Tensor:
+        """Return the row that predicts each position; position 0 of a shifted model has none and reads row 0 (the canvas keeps it fixed)."""
+        return (positions - 1).clamp(min=0) if self.predicts_next_token else positions
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Map hidden rows `[N, D]` to fp32 logits `[N, V]`, final norm included."""
+        normed, _ = self.ops.add_rmsnorm(rows, None, self.norm, self.facts.norm_eps)
+        return self.projection(normed, self.ops.lora_linear).float()
+
+    def choose(self, rows: Tensor, rule: TokenRule, uniforms: Tensor, unconditional: Tensor | None = None) -> TokenChoice:
+        """Choose a token for every row `[B, R, D]`; `unconditional` `[B, R, D]` adds classifier-free guidance.
+
+        l = l_u + (w + 1)(l_c - l_u) with w = rule.cfg_scale (LLaDA, equation 16).
+        Returns:
+            TokenChoice of `[B, R]`.
+        """
+        B, R, _ = rows.shape
+        token = torch.empty(B, R, dtype=torch.int64, device=rows.device)
+        confidence = torch.empty(B, R, dtype=torch.float32, device=rows.device)
+        for b in range(B):
+            for start in range(0, R, ROWS_PER_CHUNK):
+                part = slice(start, min(start + ROWS_PER_CHUNK, R))
+                count = part.stop - part.start
+                logits = self._chunk_logits(rows[b, part])
+                if unconditional is not None:
+                    base = self._chunk_logits(unconditional[b, part])
+                    logits = base + (rule.cfg_scale[b] + 1.0) * (logits - base)
+                token[b, part], confidence[b, part] = self.ops.choose_token(
+                    logits,
+                    uniforms[b, part],
+                    *(table[b].expand(count) for table in (rule.temperature, rule.top_k, rule.top_p, rule.drop_crossing, rule.full_confidence)),
+                    rule.bias_ids,
+                    rule.bias_values[b].expand(count, -1),
+                    max_top_k=rule.max_top_k,
+                    samples_all=rule.samples_all,
+                )
+        return TokenChoice(token, confidence)
+
+    def _chunk_logits(self, rows: Tensor) -> Tensor:
+        # A short last chunk is padded: the GEMM then has one shape, and a row the same bits alone and in any batch.
+        count = rows.shape[0]
+        return self.logits(nn.functional.pad(rows, (0, 0, 0, ROWS_PER_CHUNK - count)))[:count]

@@ -1,0 +1,49 @@
+"""The model as the denoisers see it: rows of a canvas, and the choice of tokens from them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..contracts import TokenChoice, TokenRule
+from .head import Head
+from .transformer import Transformer
+
+
+class LanguageModel:
+    """A transformer read as a denoiser (implements `contracts.Denoisable`).
+
+    batch_invariant True forwards each sequence at its own length, so that its numbers do not depend on its batch-mates; False
+    forwards the padded batch at once and ignores the padding in attention.
+    """
+
+    def __init__(self, transformer: Transformer, batch_invariant: bool = True) -> None:
+        self.transformer, self.batch_invariant = transformer, batch_invariant
+
+    @property
+    def head(self) -> Head:
+        return self.transformer.head
+
+    def hidden(self, ids: Tensor, lengths: Tensor | None = None, recomputes: bool = False) -> Tensor:
+        """Forward ids `[B, T]` bidirectionally to `[B, T, D]`; keys at or beyond `lengths` `[B]` are ignored."""
+        return self.transformer(ids, lengths, recomputes=recomputes)
+
+    def read_rows(self, ids: Tensor, positions: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Return `[B, R, D]`: the hidden rows that predict `positions` `[B, R]` of `ids` `[B, T]`.
+
+        lengths: each sequence's length at this step, host integers; positions beyond it are padding and read the last row.
+        """
+        rows = self.head.row_of(positions)
+        if not self.batch_invariant:
+            on_device = torch.tensor(lengths, device=ids.device)
+            longest = max(lengths)
+            same = min(lengths) == longest
+            hidden = self.hidden(ids[:, :longest], None if same else on_device)
+            rows = torch.minimum(rows, on_device[:, None] - 1)
+            return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
+        read = [self.hidden(ids[b : b + 1, :length])[0][rows[b].clamp(max=length - 1)] for b, length in enumerate(lengths)]
+        return torch.stack(read)
+
+    def choose(self, rows: Tensor, rule: TokenRule, uniforms: Tensor, unconditional: Tensor | None = None) -> TokenChoice:
+        """Choose tokens for `rows` `[B, R, D]`; see `Head.choose`."""
+        return self.head.choose(rows, rule, uniforms, unconditional)
