@@ -26,7 +26,13 @@ class Op:
 
     @property
     def name(self) -> str:
+        """The folder's name, as shown to people and accepted by `--ops`."""
         return self.package.rpartition(".")[2]
+
+    @property
+    def function(self) -> str:
+        """The name every backend file gives its function; it differs from the folder's where that names a family (random: uniform)."""
+        return self.reference.__name__
 
     def implementation(self, backend: str) -> Callable[..., Any]:
         """Return the function of `backend`, importing its file; ImportError where its compiler or extension is missing."""
@@ -34,4 +40,4 @@ class Op:
             return self.reference
         if backend not in self.backends:
             raise ValueError(f"{self.name}: backend is {backend!r}, expected one of {', '.join(('reference', *self.backends))}.")
-        return getattr(importlib.import_module(f"{self.package}.{backend}_kernel"), self.name)
+        return getattr(importlib.import_module(f"{self.package}.{backend}_kernel"), self.function)
