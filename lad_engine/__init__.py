@@ -1,12 +1,39 @@
-"""A performance engine for diffusion language models adapted from autoregressive ones."""
+"""lad_engine: adapt, run and serve diffusion language models made from autoregressive ones.
 
-from pathlib import Path as _Path
-from pkgutil import extend_path as _extend_path
+The public names load on first use, so that `import lad_engine` and `--help` stay fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
-# `python -m lad_engine.<verb>` inside a clone imports this folder rather than the installed package: it then finds kernels/ in the
-# folder above, and the built extension in the installed package.
-__path__ = _extend_path(__path__, __name__)
-if (_Path(__file__).parent.parent / "kernels" / "op.py").is_file():
-    __path__.insert(1, str(_Path(__file__).parent.parent))
+_PUBLIC = {
+    "Engine": "engine",
+    "EngineConfig": "config",
+    "SamplingParams": "config",
+    "GenerationResult": "contracts",
+    "StepEvent": "contracts",
+    "Prompt": "text.prompts",
+    "LadError": "errors",
+    "ConfigError": "errors",
+    "CheckpointError": "errors",
+    "AdapterError": "errors",
+    "RequestError": "errors",
+    "DownloadError": "errors",
+    "OpsError": "errors",
+    "TrainingError": "errors",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'lad_engine' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

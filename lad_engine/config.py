@@ -103,7 +103,8 @@ class EngineConfig:
     """What the operator chose: where the model runs, in which precision, with which ops.
 
     dtype "auto" is bfloat16 where the hardware computes in it, float32 elsewhere. merge False keeps the adapter's low-rank path
-    beside the weights. batch_invariant None means on for CPU. ops maps op names to backends, {"": name} sets all of them.
+    beside the weights. batch_invariant None means on for CPU. ops is a backend name, or "op=backend,op=backend". mask_token is the
+    piece that stands for a hidden position where no adapter names one (the authors' "MASK"). threads: CPU threads, None leaves torch's.
     """
 
     device: str = "auto"
@@ -111,6 +112,7 @@ class EngineConfig:
     merge: bool = True
     batch_invariant: bool | None = None
     ops: str = "auto"
+    mask_token: str = "MASK"
     threads: int | None = None
 
     def __post_init__(self) -> None:

@@ -1,0 +1,226 @@
+"""The engine: one base, one adapter, and a straight line from prompts to answers; the only file that knows every room."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .adapters.attach import attach, merge
+from .adapters.drift import DriftReport, drift_report
+from .adapters.preflight import preflight
+from .adapters.reader import read_adapter
+from .config import EngineConfig, SamplingParams
+from .contracts import AdapterFacts, GenerationResult, ModelFacts, StepEvent
+from .denoisers.lad import LadDenoiser
+from .errors import ConfigError, RequestError
+from .model.language_model import LanguageModel
+from .model.transformer import Transformer
+from .model.weights import Checkpoint, open_checkpoint
+from .ops import select_ops
+from .profiles import load_profile
+from .runtime.readout import read_event, read_outcome
+from .runtime.runner import steps
+from .text.canvas import lay_out
+from .text.codec import TextCodec, load_tokenizer
+from .text.prompts import Prompt
+
+Progress = Callable[[str, int, int], None]
+DEFAULT_ADAPTER = "default"
+
+
+class Engine:
+    """A loaded base with at most one adapter, ready to decode.
+
+    Use `Engine.load`. `facts` describes the base, `adapter_facts` the adapter (None without one), `config` what the operator chose,
+    `codec` the tokenizer, `load_ms` what loading took.
+    """
+
+    def __init__(
+        self, model: LanguageModel, codec: TextCodec, facts: ModelFacts, adapter_facts: AdapterFacts | None, config: EngineConfig, ops: Any, load_ms: float
+    ) -> None:
+        self.model, self.codec, self.facts, self.adapter_facts = model, codec, facts, adapter_facts
+        self.config, self.ops, self.load_ms = config, ops, load_ms
+        self.mask_id = adapter_facts.mask_id if adapter_facts else codec.piece_id(config.mask_token)
+        self.eos_ids = _eos_ids(facts, adapter_facts)
+        self._denoiser = LadDenoiser(model, ops)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        adapter: str | Path | None = DEFAULT_ADAPTER,
+        config: EngineConfig | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Engine:
+        """Load a base and an adapter.
+
+        Args:
+            model: a Hugging Face folder, hub id or GGUF file; None is the embedded default (SmolLM2-135M-Instruct).
+            adapter: a PEFT folder, our single file, a hub id, "default" (the one shipped for the default base), or None.
+            config: the operator's choices; `settings` are EngineConfig fields given directly (device=, dtype=, ...).
+            progress: called with (label, done, total) while something long is loaded.
+        Raises:
+            CheckpointError, AdapterError, DownloadError, OpsError, ConfigError: one sentence each.
+        """
+        started = time.perf_counter()
+        config = _resolve(config or EngineConfig(), settings)
+        ops = select_ops(config.ops, device=config.device)
+        checkpoint = open_checkpoint(model, progress=progress)
+        codec = load_tokenizer(checkpoint.folder)
+        loaded = read_adapter(_default_adapter() if adapter == DEFAULT_ADAPTER else adapter) if adapter is not None else None
+        transformer = _load_transformer(checkpoint, ops, config, progress)
+        language_model = LanguageModel(transformer, bool(config.batch_invariant))
+        if loaded is not None:
+            preflight(transformer, codec, loaded)
+            (merge if config.merge else attach)(transformer, loaded)
+            transformer.head.predicts_next_token = loaded.facts.predicts_next_token
+        facts = loaded.facts if loaded is not None else None
+        return cls(language_model, codec, checkpoint.facts, facts, config, ops, (time.perf_counter() - started) * 1e3)
+
+    def sampling(self, profile: str | None = None, **settings: Any) -> SamplingParams:
+        """Return the profile's sampling parameters (the adapter's own profile by default) with `settings` laid over them."""
+        name = profile or (self.adapter_facts.profile if self.adapter_facts else "paper")
+        return SamplingParams.from_mapping({**load_profile(name), "profile": name}).replace(**settings)
+
+    def generate(self, prompts: str | Prompt | Sequence[str | Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None) -> list[GenerationResult]:
+        """Answer every prompt; one result each, in order. `params` is shared, or one per prompt; None is the adapter's profile.
+
+        Raises:
+            RequestError, ConfigError: a prompt cannot be laid out or a parameter does not fit.
+        """
+        return [item for item in self._run(prompts, params, wants_events=False) if isinstance(item, GenerationResult)]
+
+    def stream(
+        self, prompts: str | Prompt | Sequence[str | Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Iterator[StepEvent | GenerationResult]:
+        """Yield a StepEvent for every denoising step of every prompt (`index` names the prompt), then the results in order."""
+        return self._run(prompts, params, wants_events=True)
+
+    def drift(self, adapter: str | Path = DEFAULT_ADAPTER) -> DriftReport:
+        """Compare this engine's merged weights with the unmerged low-rank path of `adapter` on the probe set."""
+        loaded = read_adapter(_default_adapter() if adapter == DEFAULT_ADAPTER else adapter)
+        return drift_report(self.model.transformer, self.codec, loaded)
+
+    def _run(self, prompts: Any, params: Any, wants_events: bool) -> Iterator[StepEvent | GenerationResult]:
+        prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
+        if not prompts:
+            raise RequestError("prompts: the list is empty, expected at least one prompt.")
+        shared = params if params is not None else self.sampling()
+        each = [shared] * len(prompts) if isinstance(shared, SamplingParams) else list(shared)
+        if len(each) != len(prompts):
+            raise ConfigError(f"params: {len(each)} given for {len(prompts)} prompts, expected one or as many as prompts.")
+        canvases = [self._lay_out(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
+        started = time.perf_counter()
+        first_step_ms = None
+        with torch.inference_mode():
+            state = self._denoiser.begin(canvases, each, mask_id=self.mask_id, eos_ids=self.eos_ids, device=self.config.device)
+            for step in steps(self._denoiser, state):
+                elapsed_ms = (time.perf_counter() - started) * 1e3
+                first_step_ms = first_step_ms or elapsed_ms
+                if wants_events:
+                    for index in range(len(canvases)):
+                        event = read_event(state, index, step, elapsed_ms)
+                        if event is not None:
+                            yield dataclasses.replace(event, text=self._text(event.token_ids, each[index])[0])
+            total_ms = (time.perf_counter() - started) * 1e3
+        timings = {"first_step_ms": first_step_ms or total_ms, "total_ms": total_ms}
+        for index, one in enumerate(each):
+            yield self._result(read_outcome(state, index), one, timings)
+
+    def _lay_out(self, prompt: str | Prompt, params: SamplingParams) -> Any:
+        prompt = Prompt(text=prompt) if isinstance(prompt, str) else prompt
+        facts = self.adapter_facts
+        return lay_out(
+            prompt,
+            self.codec,
+            prompt_format=facts.prompt_format if facts else "chat",
+            system_prompt=facts.system_prompt if facts else None,
+            max_new_tokens=params.max_new_tokens,
+            max_positions=self.facts.max_positions,
+            mask_id=self.mask_id,
+            predicts_next_token=self.model.head.predicts_next_token,
+        )
+
+    def _text(self, token_ids: Sequence[int], params: SamplingParams) -> tuple[str, int, str]:
+        """Return (text, tokens before EOS, finish reason) of an answer region; masks show as nothing."""
+        return self.codec.read_answer(token_ids, eos_ids=self.eos_ids, mask_id=self.mask_id, stop=params.stop)
+
+    def _result(self, outcome: Any, params: SamplingParams, timings: dict[str, float]) -> GenerationResult:
+        text, answered, finish_reason = self._text(outcome.token_ids, params)
+        return GenerationResult(
+            text=text,
+            token_ids=outcome.token_ids,
+            confidences=outcome.confidences,
+            step_map=outcome.step_map,
+            nfe=outcome.nfe,
+            tpf=answered / max(outcome.nfe, 1),
+            steps=outcome.steps,
+            stopped_early=outcome.stopped_early,
+            finish_reason=finish_reason,
+            timings=timings,
+            model=self.facts.name,
+            adapter=self.adapter_facts.name if self.adapter_facts else None,
+            profile=params.profile,
+            seed=params.seed,
+            dtype=self.config.dtype,
+            device=self.config.device,
+            ops=dict(self.ops.chosen),
+        )
+
+
+def _default_adapter() -> Path:
+    return Path(str(resources.files("lad_engine") / "assets" / "default" / "adapter.safetensors"))
+
+
+def _eos_ids(facts: ModelFacts, adapter: AdapterFacts | None) -> tuple[int, ...]:
+    # The adapter's own EOS first: it is the one the bias acts on; the base's others still end an answer.
+    own = () if adapter is None or adapter.eos_id is None else (adapter.eos_id,)
+    return own + tuple(eos for eos in facts.eos_ids if eos not in own)
+
+
+def _resolve(config: EngineConfig, settings: dict[str, Any]) -> EngineConfig:
+    known = {field.name for field in dataclasses.fields(EngineConfig)}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ConfigError(f"{unknown[0]} is not an engine setting, expected one of {', '.join(sorted(known))}.")
+    config = dataclasses.replace(config, **settings)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N.") from error
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(f"device is {device!r}, expected {'auto, cpu or cuda' if torch.cuda.is_available() else 'cpu, this machine has no CUDA GPU'}.")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    dtype = config.dtype if config.dtype != "auto" else _native_dtype(kind)
+    invariant = kind == "cpu" if config.batch_invariant is None else config.batch_invariant
+    return dataclasses.replace(config, device=device, dtype=dtype, batch_invariant=invariant)
+
+
+def _native_dtype(kind: str) -> str:
+    if kind == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    # Without bf16 instructions a CPU emulates them: 2 to 3 x slower than fp32 (bench/step.py).
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def _load_transformer(checkpoint: Checkpoint, ops: Any, config: EngineConfig, progress: Progress | None) -> Transformer:
+    names = checkpoint.names()
+
+    def counted() -> Iterator[tuple[str, torch.Tensor]]:
+        for done, pair in enumerate(checkpoint.tensors(), start=1):
+            yield pair
+            if progress is not None:
+                progress("loading weights", done, len(names))
+
+    return Transformer.from_tensors(checkpoint.facts, counted(), ops, getattr(torch, config.dtype), config.device)
