@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import _cpu
+from ..._cpu import uniform as _uniform
 
 
 def uniform(seeds: Tensor, positions: Tensor, step: Tensor, purpose: int) -> Tensor:
     """Contract of the reference; CPU tensors."""
     out = torch.empty((*seeds.shape, *positions.shape), dtype=torch.float32)
-    _cpu.uniform(seeds, positions, step, purpose, out)
+    _uniform(seeds, positions, step, purpose, out)
     return out

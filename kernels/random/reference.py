@@ -24,7 +24,7 @@ KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 WORD = 0xFFFFFFFF
 
 
-def philox4x32(counter: tuple[Tensor | int, Tensor | int, Tensor | int, Tensor | int], key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox4x32(counter: tuple[Tensor | int, ...], key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Apply the ten rounds of Philox4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 4.3).
 
     One round: (c0, c1, c2, c3) <- (hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0)); the key grows by (W0, W1).

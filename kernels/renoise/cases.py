@@ -10,7 +10,7 @@ MASK_ID = 16
 
 
 def cases(device: str, dtype: torch.dtype) -> list[dict]:
-    """Return keyword arguments: smallest, odd, long, weighted, zero weights, strided rows, and each of step, purpose and count mattering."""
+    """Return keyword arguments: smallest, odd, long, weighted, zero weights, strided rows, and every parameter mattering."""
 
     def case(B: int, R: int, count: list[int], weighted: bool = False, **rest: object) -> dict:
         weight = torch.rand(B, R, device=device) ** 4 if weighted else torch.ones(B, R, device=device)

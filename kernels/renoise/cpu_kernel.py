@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import _cpu
+from ..._cpu import renoise as _renoise
 from ..random.reference import RENOISE
 
 
@@ -14,5 +14,5 @@ def renoise(
 ) -> Tensor:
     """Contract of the reference; CPU tensors, rows may be strided."""
     out = torch.empty(tokens.shape, dtype=torch.int64)
-    _cpu.renoise(tokens, eligible, weight, count, seeds, step, mask_id, purpose, out)
+    _renoise(tokens, eligible, weight, count, seeds, step, mask_id, purpose, out)
     return out

@@ -46,6 +46,4 @@ def _check(tokens: Tensor, eligible: Tensor, weight: Tensor, count: Tensor, seed
         ("seeds", seeds, tokens.shape[:1], torch.int64),
     ):
         if value.shape != shape or value.dtype != dtype:
-            raise ValueError(
-                f"renoise: {name} is {tuple(value.shape)} {value.dtype}, expected {tuple(shape)} {dtype} to match tokens {tuple(tokens.shape)}."
-            )
+            raise ValueError(f"renoise: {name} is {tuple(value.shape)} {value.dtype}, expected {tuple(shape)} {dtype} to match tokens.")

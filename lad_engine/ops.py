@@ -1,0 +1,141 @@
+"""Choose how each op is computed, once: the engine gets a frozen set of plain functions and a table that says why."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import OpsError
+from .kernels.op import Op
+
+OP_NAMES = ("attention", "add_rmsnorm", "rotary", "swiglu", "lora_linear", "choose_token", "renoise", "structured_noise", "random")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+# Tried in this order by "auto", the reference last; a device that is not listed gets the reference.
+PREFERRED = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+ENVIRONMENT_VARIABLE = "LAD_OPS"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpSet:
+    """The functions a model and a denoiser compute with; their contracts are those of `kernels/<op>/reference.py`.
+
+    chosen: backend of each op. why: the reason, one phrase per op. Keys are the folder names of `kernels/`; `uniform` is op `random`.
+    """
+
+    attention: Callable[..., Any]
+    add_rmsnorm: Callable[..., Any]
+    rotary: Callable[..., Any]
+    swiglu: Callable[..., Any]
+    lora_linear: Callable[..., Any]
+    choose_token: Callable[..., Any]
+    renoise: Callable[..., Any]
+    structured_noise: Callable[..., Any]
+    uniform: Callable[..., Any]
+    chosen: Mapping[str, str]
+    why: Mapping[str, str]
+
+    def table(self) -> str:
+        """One line per op: name, backend, reason (printed with --verbose)."""
+        width = max(map(len, self.chosen))
+        return "\n".join(f"{name:<{width}}  {backend:<9}  {self.why[name]}" for name, backend in self.chosen.items())
+
+
+def load_op(name: str) -> Op:
+    """Return the record of `kernels/<name>`; its backends are not imported yet."""
+    return importlib.import_module(f".kernels.{name}", __package__).OP
+
+
+def select_ops(choice: str = "auto", device: str = "cpu", overrides: Mapping[str, str] | None = None) -> OpSet:
+    """Choose a backend for every op.
+
+    Args:
+        choice: "auto" (the fastest that runs here), a backend for all ops, or a list such as "cpu,attention=reference". A backend for
+            all ops leaves the reference where an op has no such file. "auto" is replaced by the variable LAD_OPS where that is set.
+        device: a torch device name; only its type counts.
+        overrides: op name to backend, stronger than `choice`.
+    Raises:
+        OpsError: an unknown name, or a backend asked for by name that cannot run here. Only "auto" steps down, and logs so once.
+    """
+    if choice == "auto":
+        choice = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    base, by_name = _parse(choice)
+    for name, backend in (overrides or {}).items():
+        by_name[_known(name, OP_NAMES, "op")] = _known(backend, ("auto", *BACKENDS), "backend")
+    device_type = str(device).partition(":")[0]
+    functions, chosen, why, stepped_down = {}, {}, {}, {}
+    for name in OP_NAMES:
+        op = load_op(name)
+        wanted = by_name.get(name, base)
+        if wanted == "auto":
+            backend, function, reason = _best(op, device_type, stepped_down)
+        elif wanted not in ("reference", *op.backends) and name not in by_name:
+            backend, function, reason = "reference", op.reference, f"there is no {wanted}_kernel.py"
+        else:
+            backend, function, reason = wanted, _by_name(op, wanted, device_type), "asked for"
+        functions[op.function], chosen[name], why[name] = function, backend, reason
+    for reason, names in stepped_down.items():
+        _warn_once(f"{', '.join(names)} run in plain PyTorch: {reason}")
+    return OpSet(**functions, chosen=chosen, why=why)
+
+
+def _best(op: Op, device_type: str, stepped_down: dict[str, list[str]]) -> tuple[str, Callable[..., Any], str]:
+    reason = "the only one" if not op.backends else f"no other runs on {device_type}"
+    for backend in PREFERRED.get(device_type, ()):
+        if backend not in op.backends:
+            continue
+        try:
+            return backend, op.implementation(backend), f"best on {device_type}"
+        except ImportError as error:
+            reason = _cannot_import(backend, error)
+            stepped_down.setdefault(reason, []).append(op.name)
+    return "reference", op.reference, reason
+
+
+def _by_name(op: Op, backend: str, device_type: str) -> Callable[..., Any]:
+    where = f"{op.name}={backend}"
+    if backend == "reference":
+        return op.reference
+    if backend not in op.backends:
+        raise OpsError(f"{where}: the backends of {op.name} are {', '.join(('reference', *op.backends))}. Choose one of these.")
+    if backend not in PREFERRED.get(device_type, ()):
+        runs_on = ", ".join(device for device, backends in PREFERRED.items() if backend in backends)
+        raise OpsError(f"{where}: device is {device_type}, expected {runs_on}. Use --ops {op.name}=reference.")
+    try:
+        return op.implementation(backend)
+    except ImportError as error:
+        raise OpsError(f"{where}: {_cannot_import(backend, error)} Or use --ops {op.name}=reference.") from error
+
+
+def _cannot_import(backend: str, error: ImportError) -> str:
+    if backend == "cpu":
+        return f"the C++ extension is not built ({error}). Install a C++ compiler and reinstall lad-engine without LAD_SKIP_EXT."
+    return f"the {backend} backend cannot be imported ({error})."
+
+
+def _parse(choice: str) -> tuple[str, dict[str, str]]:
+    base, by_name = "auto", {}
+    for item in filter(None, (part.strip() for part in choice.split(","))):
+        name, separator, backend = (part.strip() for part in item.partition("="))
+        if separator:
+            by_name[_known(name, OP_NAMES, "op")] = _known(backend, ("auto", *BACKENDS), "backend")
+        else:
+            base = _known(name, ("auto", *BACKENDS), "backend")
+    return base, by_name
+
+
+def _known(name: str, accepted: tuple[str, ...], kind: str) -> str:
+    if name not in accepted:
+        raise OpsError(f"ops: {kind} is {name!r}, expected one of {', '.join(accepted)}. Write for example --ops attention=reference.")
+    return name
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)

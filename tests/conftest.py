@@ -1,0 +1,26 @@
+"""Settings every test shares."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+# Read by the triton package when it is first imported: without a GPU its kernels are interpreted.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+# No test may reach a model hub; the tokenizers library warns about forks otherwise.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers_every_time() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def device() -> str:
+    """The fastest device here; tests that must run on the CPU name it themselves."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
