@@ -1,0 +1,204 @@
+"""Open a base checkpoint (folder, hub id, GGUF file, embedded default) and stream its tensors without copying them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..contracts import ModelFacts
+from ..errors import CheckpointError
+from .cache import Progress
+from .default_base import DEFAULT_NAME, default_folder
+from .facts import read_facts, read_json
+from .gguf import gguf_folder
+from .hub import download
+
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+FINGERPRINT_VALUES = 64
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# buffers that old exporters stored; they follow from the config
+IGNORED = re.compile(r"(model\.layers\.\d+\.self_attn\.rotary_emb|model\.rotary_emb)\.inv_freq")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A base checkpoint on disk, its headers read and checked, its tensors not yet.
+
+    folder: holds config.json and the tokenizer files. files: tensor name -> the safetensors file it lies in.
+    shapes: tensor name -> shape. Names are Hugging Face's; ignored buffers and the copy of a tied head are left out.
+    """
+
+    facts: ModelFacts
+    folder: Path
+    files: Mapping[str, Path]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def names(self) -> tuple[str, ...]:
+        """Return the tensor names, sorted."""
+        return tuple(sorted(self.files))
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, tensor) file by file, in the dtype stored; memory-mapped, so copy before writing into one."""
+        for path in sorted(set(self.files.values())):
+            with _open(path) as file:
+                for name in sorted(name for name, home in self.files.items() if home == path):
+                    yield name, file.get_tensor(name)
+
+
+def open_checkpoint(source: str | Path | None = None, *, progress: Progress | None = None) -> Checkpoint:
+    """Find `source`, read its config and tensor headers, and check that they fit each other.
+
+    Args:
+        source: a Hugging Face folder, a hub id ("owner/name"), a .gguf file, or None for the embedded default base.
+            Hub ids honour HF_HUB_OFFLINE and HF_HOME; GGUF files are converted once into the cache.
+        progress: called during downloads and conversions, see `cache.Progress`.
+    Raises:
+        CheckpointError: nothing is there, a file is damaged, or a tensor is missing, unknown or wrongly shaped.
+        DownloadError: something could not be fetched or stored.
+    """
+    folder, name = _locate(source, progress)
+    facts = read_facts(folder, name)
+    files, shapes = _read_headers(folder, facts)
+    check_names(facts, shapes, where=str(folder))
+    checkpoint = Checkpoint(facts, folder, files, shapes)
+    return replace(checkpoint, facts=replace(facts, fingerprint=fingerprint(checkpoint)))
+
+
+def check_names(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]], where: str = "checkpoint") -> None:
+    """Refuse missing, unknown and wrongly shaped tensors, naming the first few of them."""
+    expected = expected_shapes(facts)
+    missing = sorted(expected.keys() - shapes.keys())
+    unknown = sorted(name for name in shapes.keys() - expected.keys() if not _is_ignored(name, facts))
+    if missing:
+        raise CheckpointError(f"{where}: {_several(missing)} missing. Download the checkpoint again, or check that its config.json is its own.")
+    if unknown:
+        raise CheckpointError(f"{where}: {_several(unknown)} not part of a {facts.family} model. Check that config.json is the checkpoint's own.")
+    for name in sorted(expected):
+        if tuple(shapes[name]) != expected[name]:
+            raise CheckpointError(
+                f"{where}: {name} is {tuple(shapes[name])}, expected {expected[name]}. Check that config.json is the checkpoint's own."
+            )
+
+
+def expected_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
+    """Return every tensor a checkpoint of these facts holds, by Hugging Face name."""
+    query_width, kv_width = facts.query_heads * facts.head_width, facts.kv_heads * facts.head_width
+    shapes = {"model.embed_tokens.weight": (facts.vocab_size, facts.width), "model.norm.weight": (facts.width,)}
+    if not facts.has_tied_head:
+        shapes["lm_head.weight"] = (facts.vocab_size, facts.width)
+    for layer in range(facts.layers):
+        prefix = f"model.layers.{layer}."
+        for name, rows in (("q_proj", query_width), ("k_proj", kv_width), ("v_proj", kv_width)):
+            shapes[f"{prefix}self_attn.{name}.weight"] = (rows, facts.width)
+            if facts.has_qkv_bias:
+                shapes[f"{prefix}self_attn.{name}.bias"] = (rows,)
+        shapes[f"{prefix}self_attn.o_proj.weight"] = (facts.width, query_width)
+        shapes[f"{prefix}mlp.gate_proj.weight"] = (facts.mlp_width, facts.width)
+        shapes[f"{prefix}mlp.up_proj.weight"] = (facts.mlp_width, facts.width)
+        shapes[f"{prefix}mlp.down_proj.weight"] = (facts.width, facts.mlp_width)
+        shapes[f"{prefix}input_layernorm.weight"] = (facts.width,)
+        shapes[f"{prefix}post_attention_layernorm.weight"] = (facts.width,)
+    return shapes
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Return what tells one base from another whatever dtype, sharding or file format it is stored in.
+
+    SHA-256 over the sorted names and shapes and, of each tensor, the first 64 values rounded to bf16.
+    """
+    beginnings: dict[str, bytes] = {}
+    for path in sorted(set(checkpoint.files.values())):
+        with _open(path) as file:
+            for name in (name for name, home in checkpoint.files.items() if home == path):
+                beginnings[name] = _beginning(file, name, checkpoint.shapes[name])
+    digest = hashlib.sha256()
+    for name in checkpoint.names():
+        digest.update(f"{name}{list(checkpoint.shapes[name])}".encode())
+        digest.update(beginnings[name])
+    return digest.hexdigest()
+
+
+def _beginning(file: safe_open, name: str, shape: tuple[int, ...]) -> bytes:
+    values_per_row = shape[1] if len(shape) > 1 else 1
+    rows = -(-FINGERPRINT_VALUES // values_per_row)
+    values = file.get_slice(name)[:rows].flatten()[:FINGERPRINT_VALUES].to(torch.bfloat16)
+    return values.view(torch.int16).numpy().tobytes()
+
+
+def _locate(source: str | Path | None, progress: Progress | None) -> tuple[Path, str]:
+    """Return the folder of `source` and the name to show for it ("" takes the folder's)."""
+    if source is None:
+        return default_folder(progress), DEFAULT_NAME
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path, ""
+    if path.suffix == ".gguf" and path.is_file():
+        return gguf_folder(path, progress), path.stem
+    if path.is_file():
+        raise CheckpointError(f"{path}: is a {path.suffix or 'plain'} file, expected a model folder, a .gguf file or a hub id. Give its folder.")
+    if path.suffix != ".gguf" and HUB_ID.fullmatch(str(source)):
+        return download(str(source), progress), str(source)
+    raise CheckpointError(f"{source}: no such folder or file, expected a model folder, a .gguf file or a hub id like owner/name. Check the path.")
+
+
+def _read_headers(folder: Path, facts: ModelFacts) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
+    files: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in _safetensors_files(folder):
+        with _open(path) as file:
+            for name in file.keys():  # noqa: SIM118 (a safetensors file is not a dict)
+                if _is_ignored(name, facts):
+                    continue
+                if name in files:
+                    raise CheckpointError(f"{folder}: {name} is in {files[name].name} and in {path.name}. Remove the file that is not its own.")
+                header = file.get_slice(name)
+                if header.get_dtype() not in FLOAT_DTYPES:
+                    raise CheckpointError(
+                        f"{path}: {name} is {header.get_dtype()}, expected one of {', '.join(FLOAT_DTYPES)}. Use a checkpoint that is not quantised."
+                    )
+                files[name], shapes[name] = path, tuple(header.get_shape())
+    return files, shapes
+
+
+def _safetensors_files(folder: Path) -> list[Path]:
+    index_path = folder / "model.safetensors.index.json"
+    if index_path.is_file():
+        weight_map = read_json(index_path).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
+            raise CheckpointError(f"{index_path}: weight_map is missing, expected tensor names and their files. Download it again.")
+        paths = [folder / file for file in sorted(set(weight_map.values()))]
+        for path in paths:
+            if path.resolve().parent != folder.resolve() and path.parent != folder:
+                raise CheckpointError(f"{index_path}: names {path}, expected files of its own folder. Download it again.")
+            if not path.is_file():
+                raise CheckpointError(f"{folder}: {path.name} is missing, expected because the index names it. Download the checkpoint again.")
+        return paths
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    advice = f"{pickled[0]} is a pickle, which is never loaded; save the model as safetensors" if pickled else "Download the weights"
+    raise CheckpointError(f"{folder}: model.safetensors is missing, expected it or model.safetensors.index.json. {advice}.")
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: is not a complete safetensors file ({error}). Delete it and fetch it again.") from None
+
+
+def _is_ignored(name: str, facts: ModelFacts) -> bool:
+    return IGNORED.fullmatch(name) is not None or (facts.has_tied_head and name == "lm_head.weight")
+
+
+def _several(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"
