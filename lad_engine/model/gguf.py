@@ -71,7 +71,9 @@ def gguf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
     """Return the config.json that describes the model in a GGUF file."""
     architecture = _field(reader, path, "general.architecture")
     if architecture not in ARCHITECTURES:
-        raise CheckpointError(f"{path}: general.architecture is {architecture!r}, expected one of {', '.join(ARCHITECTURES)}. Choose such a model.")
+        raise CheckpointError(
+            f"{path}: general.architecture is {architecture!r}, expected one of {', '.join(ARCHITECTURES)}. Choose such a model."
+        )
 
     def field(name: str, default: Any = None) -> Any:
         return _field(reader, path, f"{architecture}.{name}", default)
@@ -170,7 +172,9 @@ def _llama3_rope(divisors: np.ndarray, theta: float, path: Path) -> dict[str, An
                 "high_freq_factor": high,
                 "original_max_position_embeddings": 2**exponent,
             }
-    raise CheckpointError(f"{path}: {ROPE_FACTORS} is not a Llama 3 frequency scaling, expected one. Use the model's safetensors files instead.")
+    raise CheckpointError(
+        f"{path}: {ROPE_FACTORS} is not a Llama 3 frequency scaling, expected one. Use the model's safetensors files instead."
+    )
 
 
 def _write_tensors(reader: GGUFReader, config: dict[str, Any], path: Path, target: Path, progress: Progress | None) -> None:

@@ -37,11 +37,13 @@ def download(repository: str, progress: Progress | None = None, patterns: Sequen
         DownloadError: the id does not exist, needs a login, or the hub cannot be reached and nothing is cached.
     """
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(patterns), tqdm_class=_bar(repository, progress)))
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns), tqdm_class=_bar(repository, progress)))
     except GatedRepoError:
         raise DownloadError(f"{repository}: the hub asks for a login. Accept its licence on its page and run `hf auth login`.") from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise DownloadError(f"{repository}: no such folder here and no such model on the hub. Check the name, or run `hf auth login`.") from None
+        raise DownloadError(
+            f"{repository}: no such folder here and no such model on the hub. Check the name, or run `hf auth login`."
+        ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
         raise DownloadError(
@@ -50,7 +52,9 @@ def download(repository: str, progress: Progress | None = None, patterns: Sequen
     # the hub client has changed its network library twice; any failure of a fetch is the same to the caller
     except Exception as error:
         reason = str(error).strip().splitlines()
-        raise DownloadError(f"{repository}: the download failed ({reason[0] if reason else type(error).__name__}). Run the same command again.") from error
+        raise DownloadError(
+            f"{repository}: the download failed ({reason[0] if reason else type(error).__name__}). Run the same command again."
+        ) from error
 
 
 def _bar(repository: str, progress: Progress | None) -> type[tqdm]:

@@ -76,9 +76,13 @@ def check_names(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]], where:
     missing = sorted(expected.keys() - shapes.keys())
     unknown = sorted(name for name in shapes.keys() - expected.keys() if not _is_ignored(name, facts))
     if missing:
-        raise CheckpointError(f"{where}: {_several(missing)} missing. Download the checkpoint again, or check that its config.json is its own.")
+        raise CheckpointError(
+            f"{where}: {_several(missing)} missing. Download the checkpoint again, or check that its config.json is its own."
+        )
     if unknown:
-        raise CheckpointError(f"{where}: {_several(unknown)} not part of a {facts.family} model. Check that config.json is the checkpoint's own.")
+        raise CheckpointError(
+            f"{where}: {_several(unknown)} not part of a {facts.family} model. Check that config.json is the checkpoint's own."
+        )
     for name in sorted(expected):
         if tuple(shapes[name]) != expected[name]:
             raise CheckpointError(
@@ -141,10 +145,14 @@ def _locate(source: str | Path | None, progress: Progress | None) -> tuple[Path,
     if path.suffix == ".gguf" and path.is_file():
         return gguf_folder(path, progress), path.stem
     if path.is_file():
-        raise CheckpointError(f"{path}: is a {path.suffix or 'plain'} file, expected a model folder, a .gguf file or a hub id. Give its folder.")
+        raise CheckpointError(
+            f"{path}: is a {path.suffix or 'plain'} file, expected a model folder, a .gguf file or a hub id. Give its folder."
+        )
     if path.suffix != ".gguf" and HUB_ID.fullmatch(str(source)):
         return download(str(source), progress), str(source)
-    raise CheckpointError(f"{source}: no such folder or file, expected a model folder, a .gguf file or a hub id like owner/name. Check the path.")
+    raise CheckpointError(
+        f"{source}: no such folder or file, expected a model folder, a .gguf file or a hub id like owner/name. Check the path."
+    )
 
 
 def _read_headers(folder: Path, facts: ModelFacts) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
@@ -152,11 +160,13 @@ def _read_headers(folder: Path, facts: ModelFacts) -> tuple[dict[str, Path], dic
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _safetensors_files(folder):
         with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118 (a safetensors file is not a dict)
+            for name in file.keys():
                 if _is_ignored(name, facts):
                     continue
                 if name in files:
-                    raise CheckpointError(f"{folder}: {name} is in {files[name].name} and in {path.name}. Remove the file that is not its own.")
+                    raise CheckpointError(
+                        f"{folder}: {name} is in {files[name].name} and in {path.name}. Remove the file that is not its own."
+                    )
                 header = file.get_slice(name)
                 if header.get_dtype() not in FLOAT_DTYPES:
                     raise CheckpointError(
@@ -177,7 +187,9 @@ def _safetensors_files(folder: Path) -> list[Path]:
             if path.resolve().parent != folder.resolve() and path.parent != folder:
                 raise CheckpointError(f"{index_path}: names {path}, expected files of its own folder. Download it again.")
             if not path.is_file():
-                raise CheckpointError(f"{folder}: {path.name} is missing, expected because the index names it. Download the checkpoint again.")
+                raise CheckpointError(
+                    f"{folder}: {path.name} is missing, expected because the index names it. Download the checkpoint again."
+                )
         return paths
     single = folder / "model.safetensors"
     if single.is_file():
