@@ -6,9 +6,16 @@ The public names load on first use, so that `import lad_engine` and `--help` sta
 from __future__ import annotations
 
 import importlib
+import pkgutil
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
+
+# `python -m lad_engine.<verb>` in a clone imports this folder instead of the installed package: it then finds kernels/ in the folder
+# above, and the built extension in the installed package.
+if (Path(__file__).parent.parent / "kernels" / "op.py").is_file():
+    __path__ = [__path__[0], str(Path(__file__).parent.parent), *pkgutil.extend_path(__path__, __name__)[1:]]
 
 _PUBLIC = {
     "Engine": "engine",
