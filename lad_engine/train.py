@@ -1,0 +1,204 @@
+"""`python -m lad_engine.train`: train a LoRA adapter that turns an autoregressive checkpoint into a denoiser."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from .adapters.reader import read_adapter
+from .errors import ConfigError, LadError, TrainingError
+from .model.language_model import LanguageModel
+from .model.transformer import Transformer
+from .model.weights import open_checkpoint
+from .ops import select_ops
+from .text.codec import load_tokenizer
+from .training.checkpoint import list_checkpoints
+from .training.config import TrainConfig, field_kinds
+from .training.data import Limits, load_examples, parse_source
+from .training.export import adapter_facts, export_adapter
+from .training.lora import attach_trainable
+from .training.metrics import MetricsFile, plot_losses
+from .training.processes import Processes, join_processes
+from .training.trainer import Trainer
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}. See python -m lad_engine.train --help.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when finished or stopped on request, 2 after a mistake of the caller."""
+    try:
+        options = _parse(arguments)
+        config = _load_config(options)
+        return _run(config, options)
+    except LadError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m lad_engine.train",
+        description="Train a LoRA adapter that turns an autoregressive checkpoint into a denoiser. Settings of the file are also flags.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with the settings below")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of --output (with its settings)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    defaults = TrainConfig()
+    for name, (kind, _) in field_kinds().items():
+        flag, shown = f"--{name.replace('_', '-')}", f"default: {_shown(getattr(defaults, name))}"
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=shown)
+        elif kind is tuple:
+            parser.add_argument(flag, nargs="+", default=argparse.SUPPRESS, metavar="TEXT", help=shown)
+        else:
+            parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=shown)
+    return parser.parse_args(arguments)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(value) or "none" if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _load_config(options: argparse.Namespace) -> TrainConfig:
+    flags = {name: value for name, value in vars(options).items() if name in field_kinds()}
+    if options.resume and options.config is None:
+        run = Path(flags.get("output", TrainConfig().output))
+        try:
+            stored = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"resume: {run} holds no run ({error}). Give --output of an earlier run, or leave out --resume.") from error
+        return TrainConfig.from_mapping({**stored, **flags})
+    return TrainConfig.load(options.config, flags)
+
+
+def _run(config: TrainConfig, options: argparse.Namespace) -> int:
+    if not config.data:
+        raise ConfigError("config: data is empty, expected at least one JSON Lines file. Give --data FILE.")
+    run = Path(config.output)
+    if not options.resume and list_checkpoints(run):
+        raise TrainingError(f"output: {run} holds the checkpoints of an earlier run. Continue it with --resume or choose another --output.")
+    sources = [parse_source(text) for text in config.data]
+    for source in sources:
+        if not source.where.startswith("hf:") and not Path(source.where).is_file():
+            raise TrainingError(f"data: {source.where} does not exist. Give a JSON Lines file, or hf:ID for a dataset of the hub.")
+    processes = join_processes()
+    say = _sayer(options.quiet or not processes.is_main)
+    device, dtype = _placement(config, processes)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    trainer = _build(config, device, dtype, processes, say, is_shown=not options.quiet)
+    if options.resume:
+        say(trainer.resume())
+    _write_config(run, config, processes)
+    stopped = _stop_on_signals()
+    trainer.should_stop = lambda: bool(stopped)
+    is_finished = trainer.train()
+    if processes.is_main and config.plot:
+        plot_losses(MetricsFile(run / "metrics.jsonl", trainer.counters.step).read(), run / "loss.png", config.name)
+    if is_finished:
+        say(f"Finished {config.steps} updates; the adapter is {run / 'adapter.safetensors'}.")
+    else:
+        say(f"Stopped at update {trainer.counters.step} after writing a checkpoint; continue with --resume --output {run}.")
+    return 0
+
+
+def _build(
+    config: TrainConfig, device: torch.device, dtype: torch.dtype, processes: Processes, say: Callable[[str], None], *, is_shown: bool
+) -> Trainer:
+    """Load base, tokenizer and data, attach the trainable pairs, and return the trainer."""
+    checkpoint = open_checkpoint(config.base)
+    codec = load_tokenizer(checkpoint.folder)
+    mask_id = codec.piece_id(config.mask_token)
+    eos_id = codec.eos_id if codec.eos_id is not None else next(iter(checkpoint.facts.eos_ids), None)
+    if eos_id is None:
+        raise TrainingError(f"base: {checkpoint.facts.name} names no EOS token, expected one to end answers. Set it in its config.json.")
+    limits = Limits(config.max_length, config.max_prompt, config.max_chars, config.too_long, config.system_prompt)
+    train, validation, counts = load_examples(map(parse_source, config.data), codec, limits, config.val_share)
+    dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items() if count and reason != "kept")
+    say(f"{len(train)} examples to train on, {len(validation)} for validation" + (f"; dropped: {dropped}" if dropped else "") + ".")
+    # Reference ops: the only ones that autograd can differentiate.
+    ops = select_ops("reference", device=device.type)
+    transformer = Transformer.from_tensors(checkpoint.facts, checkpoint.tensors(), ops, dtype, device)
+    transformer.head.predicts_next_token = config.predicts_next_token
+    start = read_adapter(config.init_adapter) if config.init_adapter else None
+    trainable = attach_trainable(
+        transformer,
+        config.targets,
+        config.rank,
+        float(config.rank if config.alpha is None else config.alpha),
+        uses_rslora=config.rslora,
+        dropout=config.dropout,
+        train_norms=config.train_norms,
+        seed=config.seed,
+    )
+    if start is not None:
+        trainable.start_from(start.weights, start.norms, str(config.init_adapter))
+    transformer.train(config.dropout > 0)
+    size = sum(parameter.numel() for parameter in trainable.named().values())
+    say(f"{size / 1e6:.2f} M trainable parameters on {device}, {str(dtype).removeprefix('torch.')}.")
+
+    def export(step: int) -> None:
+        export_adapter(Path(config.output), trainable, adapter_facts(config, checkpoint.facts, mask_id, eos_id, step))
+
+    return Trainer(
+        LanguageModel(transformer), ops, trainable, train, validation, config,
+        mask_id=mask_id, eos_id=eos_id, device=device, processes=processes, export=export, is_shown=is_shown,
+    )  # fmt: skip
+
+
+def _placement(config: TrainConfig, processes: Processes) -> tuple[torch.device, torch.dtype]:
+    """Return device and dtype; "auto" is CUDA where there is one, and bfloat16 where the hardware computes in it."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"config: device is {name!r}, expected cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("config: device is cuda, but this machine or this torch has none. Use device cpu.")
+    if processes.device is not None and device.type == processes.device.type:
+        device = processes.device
+    if config.dtype != "auto":
+        return device, getattr(torch, config.dtype)
+    has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return device, torch.bfloat16 if has_bf16 else torch.float32
+
+
+def _stop_on_signals() -> list[int]:
+    """Return a list that fills when SIGTERM or SIGINT arrives; the loop then ends after the current update."""
+    received: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda which, _: received.append(which))
+    return received
+
+
+def _write_config(run: Path, config: TrainConfig, processes: Processes) -> None:
+    if not processes.is_main:
+        return
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.json").write_text(json.dumps(config.to_mapping(), indent=1), encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(f"output: {run} cannot be written ({error.strerror}). Choose another --output.") from error
+
+
+def _sayer(is_quiet: bool) -> Callable[[str], None]:
+    return lambda text: None if is_quiet else print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Training of LAD adapters: data, noising, losses, the loop and its checkpoints."""

@@ -1,0 +1,249 @@
+"""The training loop: draw, corrupt, forward, weigh, step; checkpoints make it resumable bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import TrainingError
+from ..kernels.random.reference import DATA_ORDER
+from .batches import BatchOrder, Position, lay_out_batch, window_length
+from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from .config import TrainConfig
+from .data import Examples
+from .lora import Trainable
+from .losses import chunked_cross_entropy, position_weights
+from .metrics import MetricsFile, Progress
+from .processes import Processes
+from .validation import ValidationSet, validate
+
+# Odd, so that runs of different seeds give every example a different noise key.
+SEED_STRIDE = 0x9E3779B97F4A7C15
+KEY_RANGE = 2**62
+
+
+@dataclass
+class Counters:
+    """Where a run stands. step: updates done; draw: micro-batches of one process (the noise counter); tokens: positions seen."""
+
+    step: int = 0
+    draw: int = 0
+    tokens: int = 0
+    position: Position = field(default_factory=Position)
+    loss_sum: float = 0.0
+    loss_count: int = 0
+
+    def to_mapping(self) -> dict[str, Any]:
+        plain = {name: getattr(self, name) for name in ("draw", "tokens", "loss_sum", "loss_count")}
+        return {**plain, "epoch": self.position.epoch, "batch": self.position.batch}
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any]) -> Counters:
+        plain = {name: values[name] for name in ("step", "draw", "tokens", "loss_sum", "loss_count")}
+        return cls(**plain, position=Position(values["epoch"], values["batch"]))
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Noised canvases `[B, T]`, the rows and positions whose loss counts, their targets and weights, and the divisor they add."""
+
+    ids: Tensor
+    row: Tensor
+    position: Tensor
+    target: Tensor
+    weight: Tensor
+    divisor: Tensor
+
+
+class Trainer:
+    """One run over tokenised examples.
+
+    model: anything with `hidden(ids, lengths, recomputes)` and `head` (LanguageModel); trainable: its attached pairs.
+    export: called with the step at every checkpoint to write the adapter. should_stop: asked after every update.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ops: Any,
+        trainable: Trainable,
+        train: Examples,
+        validation: Examples,
+        config: TrainConfig,
+        *,
+        mask_id: int,
+        eos_id: int,
+        device: torch.device,
+        processes: Processes,
+        export: Callable[[int], None],
+        should_stop: Callable[[], bool] = lambda: False,
+        is_shown: bool = True,
+    ) -> None:
+        self.model, self.ops, self.trainable, self.config = model, ops, trainable, config
+        self.mask_id, self.eos_id, self.device, self.processes = mask_id, eos_id, device, processes
+        self.export, self.should_stop, self.is_shown = export, should_stop, is_shown
+        self.examples = train
+        self.order = BatchOrder(train, config.batch_size, config.seed)
+        self.validation = ValidationSet.build(validation, config.val_examples, config.batch_size, eos_id, config.max_length)
+        self.parameters = list(trainable.named().values())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True
+        )
+        self.counters = Counters()
+        self.run = Path(config.output)
+
+    def resume(self) -> str:
+        """Restore the last checkpoint and return one sentence about it.
+
+        Raises:
+            TrainingError: there is none, or it does not fit.
+        """
+        found = list_checkpoints(self.run)
+        if not found:
+            raise TrainingError(f"resume: {self.run} holds no checkpoint. Start without --resume.")
+        state = load_checkpoint(found[-1], self.trainable, self.optimizer)
+        self.counters = Counters.from_mapping(state)
+        if state["data"] != self._data_name():
+            # Other data: begin its next epoch, so that no order is half repeated.
+            self.counters.position = Position(self.counters.position.epoch + 1, 0)
+            return f"Resumed at update {self.counters.step} with other data, from the beginning of an epoch."
+        return f"Resumed at update {self.counters.step}."
+
+    def train(self) -> bool:
+        """Run to `config.steps`; True when finished, False when stopped early. A checkpoint and the adapter are written either way."""
+        config, counters = self.config, self.counters
+        metrics = MetricsFile(self.run / "metrics.jsonl", counters.step) if self.processes.is_main else None
+        progress = Progress(config.steps, counters.step, self.is_shown and self.processes.is_main)
+        saved_at = counters.step if counters.step else -1
+        try:
+            if counters.step == 0:
+                self._validate(metrics, progress)
+            while counters.step < config.steps and not self._is_stopping():
+                tokens_before = counters.tokens
+                values = self.update()
+                progress.advance(counters.step, (counters.tokens - tokens_before) * self.processes.count)
+                if counters.step % config.log_every == 0 or counters.step == config.steps:
+                    values["loss"], counters.loss_sum, counters.loss_count = counters.loss_sum / counters.loss_count, 0.0, 0
+                    values = {**values, "tokens": counters.tokens * self.processes.count, "tokens_per_s": progress.tokens_per_s()}
+                    self._write(metrics, values)
+                    progress.report(values)
+                if counters.step % config.val_every == 0 or counters.step == config.steps:
+                    self._validate(metrics, progress)
+                if counters.step % config.save_every == 0 or counters.step == config.steps:
+                    self.save()
+                    saved_at = counters.step
+            if saved_at != counters.step:
+                self.save()
+        finally:
+            progress.close()
+        return counters.step >= config.steps
+
+    def update(self) -> dict[str, Any]:
+        """Make one optimizer update and return its step, loss, learning rate and gradient norm."""
+        config, counters = self.config, self.counters
+        micro = [self.draw() for _ in range(config.grad_accumulation)]
+        divisor = torch.stack([m.divisor for m in micro]).sum()
+        self.processes.sum_([divisor])
+        loss = torch.zeros((), device=self.device)
+        for batch in micro:
+            part = self.loss(batch) / divisor.clamp(min=1e-9)
+            part.backward()
+            loss += part.detach()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        self.processes.sum_([*gradients, loss])
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        value = float(loss)
+        if not math.isfinite(value) or not math.isfinite(float(norm)):
+            raise TrainingError(f"train: loss is {value} at update {counters.step + 1}, expected a finite one. Lower learning_rate.")
+        rate = learning_rate(counters.step, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        counters.step += 1
+        counters.loss_sum += value
+        counters.loss_count += 1
+        return {"step": counters.step, "loss": value, "learning_rate": rate, "grad_norm": float(norm)}
+
+    def draw(self) -> MicroBatch:
+        """Take the next batch of this process, lay it out, corrupt it, and pick the rows whose loss counts."""
+        config, counters = self.config, self.counters
+        # Every process walks the same order and keeps its own share.
+        taken = [self.order.take(counters.position) for _ in range(self.processes.count)]
+        indices = taken[self.processes.index]
+        draw_step = torch.tensor(counters.draw)
+        draw = float(self.ops.uniform(torch.tensor([config.seed]), torch.tensor([self.processes.index]), draw_step, DATA_ORDER))
+        counters.draw += 1
+        window = window_length(int(self.examples.total[indices].max()), config.max_length, config.eos_pads, config.tail_power, draw)
+        batch = lay_out_batch(self.examples, indices, self.eos_id, window)
+        clean, start, first_eos = (t.to(self.device) for t in (batch.ids, batch.answer_start, batch.first_eos))
+        seeds = (batch.keys ^ (config.seed * SEED_STRIDE % KEY_RANGE)).to(self.device)
+        lengths = torch.full_like(start, window)
+        noised, level = self.ops.structured_noise(clean, start, lengths, seeds, draw_step.to(self.device), self.mask_id, config.corruption)
+        weights, divisor = position_weights(
+            config.loss, clean, noised, start, first_eos, level, self.mask_id, config.kept_weight, config.eos_pad_weight
+        )
+        if config.predicts_next_token:
+            # Nothing stands before position 0, so no row predicts it.
+            weights[:, 0] = 0.0
+        counters.tokens += clean.numel()
+        row, position = (weights > 0).nonzero(as_tuple=True)
+        weight = weights[row, position]
+        total = weight.sum() if divisor is None else torch.tensor(divisor, device=self.device)
+        return MicroBatch(noised, row, position, clean[row, position], weight, total)
+
+    def loss(self, batch: MicroBatch) -> Tensor:
+        """Return the weighted sum of cross-entropies of one micro-batch."""
+        head = self.model.head
+        hidden = self.model.hidden(batch.ids, None, self.config.grad_checkpointing)
+        rows = hidden[batch.row, head.row_of(batch.position)]
+        smoothing, parameters = self.config.label_smoothing, self.trainable.head_parameters()
+        return chunked_cross_entropy(head.logits, rows, batch.target, batch.weight, smoothing, parameters)
+
+    def save(self) -> None:
+        """Write a checkpoint and the adapter (main process only)."""
+        if self.processes.is_main:
+            state = {**self.counters.to_mapping(), "data": self._data_name(), "config": self.config.to_mapping()}
+            save_checkpoint(self.run, self.counters.step, self.trainable, self.optimizer, state, self.config.keep_last)
+            self.export(self.counters.step)
+
+    def _validate(self, metrics: MetricsFile | None, progress: Progress) -> None:
+        if not self.processes.is_main or not self.validation.batches:
+            return
+        values = validate(self.model, self.ops, self.validation, self.mask_id, self.device)
+        self._write(metrics, {"step": self.counters.step, **values})
+        shown = "  ".join(f"{name[9:].replace('_', ' ')} {value:.3f}" for name, value in values.items() if name.startswith("val_loss_"))
+        recovered = "/".join(f"{100 * value:.0f}" for name, value in values.items() if name.startswith("val_recovered_"))
+        progress.say(f"validation at update {self.counters.step}: loss {shown}; recovered {recovered} %")
+
+    def _write(self, metrics: MetricsFile | None, values: dict[str, Any]) -> None:
+        if metrics is not None:
+            metrics.write(values)
+
+    def _is_stopping(self) -> bool:
+        if self.processes.count == 1:
+            return self.should_stop()
+        # One process told to stop stops all at the same update, or the others would wait for its gradients.
+        flag = torch.tensor([float(self.should_stop())], device=self.device)
+        self.processes.sum_([flag])
+        return bool(flag > 0)
+
+    def _data_name(self) -> str:
+        keys = int(torch.from_numpy(self.examples.key).sum()) & (2**63 - 1)
+        return f"{len(self.examples)}:{keys:x}:{self.examples.weight.sum():g}:{self.config.batch_size}"
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Return the rate of update `step` (from 0): linear warm-up to learning_rate, then half a cosine down to min_lr_share of it."""
+    warmup = min(config.warmup_steps, config.steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(config.steps - warmup, 1)
+    low = config.min_lr_share
+    return config.learning_rate * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))))
