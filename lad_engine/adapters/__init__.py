@@ -1,0 +1,1 @@
+"""Adapters as first-class objects: read, check, attach or merge, write, convert."""

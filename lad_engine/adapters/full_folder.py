@@ -1,0 +1,147 @@
+"""The base inside a legacy file as a Hugging Face folder, with the adapter beside it: streamed in shards, never all in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import AdapterError, CheckpointError
+from ..model.weights import open_checkpoint
+from .inert_pickle import Record
+from .legacy import LegacyState, base_tensors, legacy_adapter
+from .legacy_archive import LegacyArchive, TensorRef, mapping_of
+from .low_rank import Adapter
+from .single_file import save_single_file
+from .whole_files import whole_folder, write_json, write_tensors
+
+SHARD_BYTES = 2 << 30
+ADAPTER_NAME = "adapter.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+)
+# what the decoder needs of a config; everything else in the record stays behind
+CONFIG_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "hidden_act",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "attention_bias",
+    "mlp_bias",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "tie_word_embeddings",
+    "sliding_window",
+    "use_sliding_window",
+)
+
+
+def write_full_folder(
+    folder: str | Path, archive: LegacyArchive, state: LegacyState, adapter: Adapter | None = None, tokenizer: Path | None = None
+) -> Path:
+    """Write config.json, the base weights in the dtype stored, adapter.safetensors, and the tokenizer files of `tokenizer`.
+
+    The result is opened and checked before it takes its place.
+    Raises:
+        AdapterError: the file holds no model config, its weights do not fit it, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    adapter = adapter or legacy_adapter(archive, state)
+    config, model = _config_record(archive, state)
+    tensors = base_tensors(state)
+    settings = _settings(config, model, tensors)
+    if settings["tie_word_embeddings"]:
+        tensors.pop("lm_head.weight", None)
+    with whole_folder(folder, ADAPTER_NAME) as temporary:
+        write_json(temporary / "config.json", settings)
+        _write_shards(temporary, archive, tensors)
+        save_single_file(temporary / ADAPTER_NAME, adapter)
+        _copy_tokenizer(temporary, tokenizer)
+        try:
+            open_checkpoint(temporary)
+        except CheckpointError as error:
+            raise AdapterError(f"{archive.path}: its base cannot be used: {str(error).replace(str(temporary), str(folder))}") from error
+    return folder
+
+
+def _config_record(archive: LegacyArchive, state: LegacyState) -> tuple[Mapping[Any, Any], Record]:
+    # the wrapper's own config is wrong for all sizes but 8B (spec section 3), so only transformers' counts
+    for record in state.modules.values():
+        config = record.state.get("config")
+        if isinstance(config, Record) and config.origin[0].startswith("transformers.models.") and isinstance(config.state, dict):
+            return config.state, config
+    raise AdapterError(
+        f"{archive.path}: holds no transformers config, expected a pickled whole model. Convert it with --to single or --to peft."
+    )
+
+
+def _settings(config: Mapping[Any, Any], record: Record, tensors: Mapping[str, TensorRef]) -> dict[str, Any]:
+    family = record.origin[0].split(".")[2]
+    settings: dict[str, Any] = {"model_type": family, "architectures": [record.origin[1].removesuffix("Config") + "ForCausalLM"]}
+    for name in CONFIG_FIELDS:
+        value = config.get(name)
+        if value is not None and _is_plain(value):
+            settings[name] = dict(mapping_of(value)) if mapping_of(value) else value
+    embedding, head = tensors.get("model.embed_tokens.weight"), tensors.get("lm_head.weight")
+    settings["tie_word_embeddings"] = head is None or (
+        embedding is not None and head.storage == embedding.storage and head.offset == embedding.offset
+    )
+    if embedding is not None and len(embedding.shape) == 2:
+        settings["vocab_size"], settings["hidden_size"] = embedding.shape
+        settings["torch_dtype"] = str(embedding.dtype).removeprefix("torch.")
+    return settings
+
+
+def _is_plain(value: Any) -> bool:
+    flat = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return all(isinstance(item, (str, int, float, bool, type(None))) for item in flat)
+
+
+def _write_shards(folder: Path, archive: LegacyArchive, tensors: Mapping[str, TensorRef]) -> None:
+    shards: list[list[str]] = [[]]
+    room = SHARD_BYTES
+    for name, ref in sorted(tensors.items()):
+        size = ref.storage.count * ref.dtype.itemsize
+        if shards[-1] and size > room:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(name)
+        room -= size
+    files = [
+        f"model-{i:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors" for i in range(1, len(shards) + 1)
+    ]
+    for file, names in zip(files, shards, strict=True):
+        write_tensors(folder / file, {name: archive.load(tensors[name]) for name in names}, {"format": "pt"})
+    if len(shards) > 1:
+        index = {"metadata": {}, "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _copy_tokenizer(folder: Path, source: Path | None) -> None:
+    if source is None:
+        return
+    found = [file for pattern in TOKENIZER_FILES for file in sorted(source.glob(pattern)) if file.is_file()]
+    if not found:
+        raise AdapterError(
+            f"{source}: holds no tokenizer files, expected the folder of the base model. Leave --tokenizer out or give that folder."
+        )
+    for file in found:
+        shutil.copyfile(file, folder / file.name)
