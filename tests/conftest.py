@@ -14,6 +14,9 @@ if not torch.cuda.is_available():
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Named, not imported: a plugin is loaded after the lines above, and huggingface_hub reads them when it is imported.
+pytest_plugins = ["default_base_fixture"]
+
 
 @pytest.fixture(autouse=True)
 def _same_random_numbers_every_time() -> None:

@@ -84,6 +84,7 @@ def gguf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
     if "token_embd.weight" not in names:
         raise CheckpointError(f"{path}: token_embd.weight is missing, expected the tensors of a language model. Download it again.")
     width, heads = field("embedding_length"), field("attention.head_count")
+    head_width = field("attention.key_length", width // heads)
     config = {
         "model_type": architecture,
         "architectures": [ARCHITECTURES[architecture]],
@@ -92,7 +93,8 @@ def gguf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
         "num_hidden_layers": field("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": field("attention.head_count_kv", heads),
-        "head_dim": field("attention.key_length", width // heads),
+        "head_dim": head_width,
+        "partial_rotary_factor": field("rope.dimension_count", head_width) / head_width,
         "max_position_embeddings": field("context_length"),
         "rms_norm_eps": field("attention.layer_norm_rms_epsilon"),
         "hidden_act": "silu",

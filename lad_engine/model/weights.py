@@ -169,8 +169,9 @@ def _read_headers(folder: Path, facts: ModelFacts) -> tuple[dict[str, Path], dic
                     )
                 header = file.get_slice(name)
                 if header.get_dtype() not in FLOAT_DTYPES:
+                    accepted = ", ".join(FLOAT_DTYPES)
                     raise CheckpointError(
-                        f"{path}: {name} is {header.get_dtype()}, expected one of {', '.join(FLOAT_DTYPES)}. Use a checkpoint that is not quantised."
+                        f"{path}: {name} is {header.get_dtype()}, expected one of {accepted}. Use a checkpoint that is not quantised."
                     )
                 files[name], shapes[name] = path, tuple(header.get_shape())
     return files, shapes
