@@ -14,9 +14,9 @@ from .errors import OpsError
 from .kernels.op import Op
 
 OP_NAMES = ("attention", "add_rmsnorm", "rotary", "swiglu", "lora_linear", "choose_token", "renoise", "structured_noise", "random")
-BACKENDS = ("reference", "cpu", "triton", "cuda")
+BACKENDS = ("reference", "cpu", "sdpa", "triton", "cuda")
 # Tried in this order by "auto", the reference last; a device that is not listed gets the reference.
-PREFERRED = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+PREFERRED = {"cpu": ("cpu", "sdpa"), "cuda": ("cuda", "triton", "sdpa")}
 ENVIRONMENT_VARIABLE = "LAD_OPS"
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,26 @@
+"""Attention through PyTorch's own fused kernels: flash attention on CPU, cuDNN or FlashAttention on a GPU; no `[T, S]` scores are kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """Contract of the reference; a mask is only built where sequences end early or a cache precedes the queries."""
+    T, S = q.shape[1], k.shape[1]
+    if k.shape != v.shape or q.shape[2] % k.shape[2] or S < T:
+        raise ValueError(f"attention: q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, expected [B,T,H,K] and twice [B,S,G,K].")
+    # One query sees its whole past; a causal square needs no mask tensor.
+    is_square = is_causal and S == T and lengths is None
+    visible = None
+    if is_causal and T > 1 and not is_square:
+        visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    if lengths is not None:
+        inside = (torch.arange(S, device=q.device)[None] < lengths[:, None])[:, None, None, :]
+        visible = inside if visible is None else inside & visible
+    out = scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible, is_causal=is_square, enable_gqa=True
+    )
+    return out.transpose(1, 2)
