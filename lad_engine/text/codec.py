@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -67,7 +66,7 @@ class TextCodec:
             return " " + self.decode([index], skip_special=False).lstrip(" ")
         return self.decode([index], skip_special=False)
 
-    def single_id(self, piece: str) -> int:
+    def piece_id(self, piece: str) -> int:
         """Return the id of `piece`; AdapterError when it is not exactly one token of this tokenizer."""
         ids = self.encode(piece)
         if len(ids) == 1:
@@ -126,9 +125,10 @@ def _convert(folder: Path, specials: dict[str, str], template: str | None) -> Te
         raise CheckpointError(
             f"tokenizer: {folder} holds no tokenizer.json, expected the tokenizer's files beside the weights. Copy them there."
         )
-    transformers = importlib.import_module("transformers")
+    from transformers import AutoTokenizer
+
     try:
-        slow = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        slow = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         tokenizer = Tokenizer.from_str(slow.backend_tokenizer.to_str())
     except (OSError, ValueError, ImportError, AttributeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -35,6 +35,8 @@ class Prompt:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise RequestError(f"prompt: {name} is {type(value).__name__}, expected text. Quote it.")
+            if value is not None and not is_unicode(value):
+                raise RequestError(f"prompt: {name} holds bytes that are not UTF-8, expected text. Convert it.")
         if self.text is not None and not self.text.strip():
             raise RequestError("prompt: the text is empty, expected at least one word. Give a prompt.")
         if self.text is not None and self.messages is not None:
@@ -74,6 +76,11 @@ class Prompt:
         return turns
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether `text` can be encoded; bytes a shell could not decode arrive as lone surrogates, which no tokenizer takes."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def _checked_messages(messages: Any, system: str | None) -> tuple[dict[str, str], ...]:
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, (list, tuple)) or not messages:
         raise RequestError("prompt: messages is not a list of messages, expected [{role, content}, ...]. Give at least one.")
@@ -84,8 +91,8 @@ def _checked_messages(messages: Any, system: str | None) -> tuple[dict[str, str]
         role, content = message["role"], message["content"]
         if role not in ROLES:
             raise RequestError(f"prompt: message {number} has the role {role!r}, expected one of {', '.join(ROLES)}. Correct it.")
-        if not isinstance(content, str) or (role == "user" and not content.strip()):
-            raise RequestError(f"prompt: message {number} is empty, expected text. Fill it or leave it out.")
+        if not isinstance(content, str) or not is_unicode(content) or (role == "user" and not content.strip()):
+            raise RequestError(f"prompt: message {number} is empty or not text, expected UTF-8 text. Fill it or leave it out.")
         if role == "system" and (number > 1 or system is not None):
             raise RequestError(f"prompt: message {number} is a second system prompt, expected one at most, in front. Join them.")
         checked.append({"role": role, "content": content})

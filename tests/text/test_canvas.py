@@ -24,14 +24,14 @@ def codec(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mask(codec):
-    return codec.single_id("MASK")
+    return codec.piece_id("MASK")
 
 
 def canvas_of(codec, prompt, format="chat", **settings):
     needs = PromptDefaults(
         **{"prompt_format": format, **{k: settings.pop(k) for k in ("system_prompt", "predicts_next_token") if k in settings}}
     )
-    settings = {"max_new_tokens": 6, "max_positions": 512, "mask_id": codec.single_id("MASK"), **settings}
+    settings = {"max_new_tokens": 6, "max_positions": 512, "mask_id": codec.piece_id("MASK"), **settings}
     return lay_out(prompt, codec, needs, **settings)
 
 

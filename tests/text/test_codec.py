@@ -51,9 +51,9 @@ def test_ids_and_chat_equal_those_of_transformers(folder, codec):
 
 
 def test_a_mask_token_is_one_piece_or_refused(codec):
-    assert codec.decode([codec.single_id("MASK")]) == "MASK"
+    assert codec.decode([codec.piece_id("MASK")]) == "MASK"
     with pytest.raises(AdapterError, match=r"'HOLE' is 2 tokens of this tokenizer \('HO', 'LE'\), expected exactly 1"):
-        codec.single_id("HOLE")
+        codec.piece_id("HOLE")
 
 
 def test_a_continuation_carries_no_word_start_mark():
@@ -105,7 +105,7 @@ def test_unreadable_folders_are_refused(tmp_path):
 
 
 def cut(codec, ids, **settings):
-    return cut_answer(codec, ids, eos_ids=(2,), mask_id=codec.single_id("MASK"), **settings)
+    return cut_answer(codec, ids, eos_ids=(2,), mask_id=codec.piece_id("MASK"), **settings)
 
 
 def test_an_answer_ends_at_the_first_end_token(codec):
@@ -113,7 +113,7 @@ def test_an_answer_ends_at_the_first_end_token(codec):
     answer = cut(codec, [*words, 2, *words, 2])
     assert (answer.text, answer.length, answer.finish_reason) == ("the user", len(words), "eos")
     assert cut(codec, words).finish_reason == "length"
-    assert cut(codec, [codec.single_id("MASK"), *words]).text == "the user"
+    assert cut(codec, [codec.piece_id("MASK"), *words]).text == "the user"
 
 
 def test_fixed_words_behind_a_gap_survive_an_end_token_inside_it(codec):

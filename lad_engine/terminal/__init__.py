@@ -1,0 +1,1 @@
+"""What the command line shows and reads: arguments, requests, the live canvas, traces, replay and progress bars."""
