@@ -70,9 +70,8 @@ def test_every_rule_equals_the_plain_transcription(temperature, top_k, top_p, dr
     uniforms = torch.rand(12, generator=generator).clamp(1e-5, 1 - 1e-5)
     bias = {3: -math.inf, 5: 1.5}
     for full_confidence in (False, True):
-        token, confidence = run(
-            logits, uniforms, temperature=temperature, top_k=top_k, top_p=top_p, drop_crossing=drop_crossing, full_confidence=full_confidence, bias=bias
-        )
+        rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "drop_crossing": drop_crossing}
+        token, confidence = run(logits, uniforms, bias=bias, full_confidence=full_confidence, **rule)
         for n in range(12):
             wanted = one_row(logits[n].tolist(), float(uniforms[n]), temperature, top_k, top_p, drop_crossing, full_confidence, bias)
             assert int(token[n]) == wanted[0]

@@ -1,0 +1,208 @@
+"""The buffers of one batch of LAD decodes, and how a batch of requests is copied into them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import SamplingParams
+from ..contracts import Canvas, TokenRule
+from ..errors import RequestError
+from ..samplers.purposes import START
+from ..samplers.remask import RowRules, StepNumbers, row_rules
+from ..samplers.token_rule import build_token_rule
+from ..schedules.masking import Plan, plan_request
+
+
+@dataclass(frozen=True)
+class StepTables:
+    """Every plan of the batch on the device: whole numbers `[S, P, B]` int64 (P columns of StepNumbers) and probability `[S, B]`."""
+
+    whole: Tensor
+    probability: Tensor
+
+    def at(self, step: Tensor) -> StepNumbers:
+        """Read one step's row with a device counter `[]`; a step beyond the last reads the last."""
+        row = step.clamp(max=self.whole.shape[0] - 1).view(1)
+        numbers = dict(zip(WHOLE, self.whole.index_select(0, row)[0].unbind(0), strict=True))
+        return StepNumbers(probability=self.probability.index_select(0, row)[0], **{**numbers, "grows": numbers["grows"] > 0})
+
+
+WHOLE = tuple(field.name for field in dataclasses.fields(StepNumbers) if field.name != "probability")
+
+
+@dataclass
+class LadState:
+    """One batch being refined; row b is one request, column r is answer position r. Tensors are written in place, never replaced.
+
+    Static: mask_id, is_guided (some row has cfg_scale), max_steps, lengths (per step, each row's canvas length, host integers),
+    rules, rule, tables. taken_steps counts the calls on the host.
+    Per canvas position `[B, T]`: ids; is_prompt; is_answer; column (answer column of the position, clamped).
+    Per answer position `[B, R]`: is_open (fixed for the decode); answer, the state (MASK where open and re-noised); before, the state
+    ahead of the last step; predicted, the last prediction before re-noising; confidence of the token predicted last; shown, the
+    last token other than MASK; was_shown, retained flags; first_set, last_changed steps, -1 where never.
+    Per row `[B]`: answer_start, answer_length, seeds, steps, early_stop, evaluations (forwards a step), done, acted (took part in the
+    last step), stopped_early, repeats (equal predictions in a row), nfe, row_steps. columns `[R]`, eos_ids `[E]`, step `[]`.
+    """
+
+    mask_id: int
+    is_guided: bool
+    max_steps: int
+    lengths: tuple[tuple[int, ...], ...]
+    rules: RowRules
+    rule: TokenRule
+    tables: StepTables
+    ids: Tensor
+    is_prompt: Tensor
+    is_answer: Tensor
+    column: Tensor
+    is_open: Tensor
+    answer: Tensor
+    before: Tensor
+    predicted: Tensor
+    confidence: Tensor
+    shown: Tensor
+    was_shown: Tensor
+    retained: Tensor
+    first_set: Tensor
+    last_changed: Tensor
+    answer_start: Tensor
+    answer_length: Tensor
+    seeds: Tensor
+    steps: Tensor
+    early_stop: Tensor
+    evaluations: Tensor
+    done: Tensor
+    acted: Tensor
+    stopped_early: Tensor
+    repeats: Tensor
+    nfe: Tensor
+    row_steps: Tensor
+    columns: Tensor
+    eos_ids: Tensor
+    step: Tensor
+    taken_steps: int = 0
+
+
+def new_state(
+    canvases: Sequence[Canvas],
+    params: Sequence[SamplingParams],
+    mask_id: int,
+    eos_ids: tuple[int, ...],
+    device: torch.device | str,
+    ops: Any,
+) -> LadState:
+    """Lay a batch out in fresh buffers, put the first noise on drafts, and plan every step.
+
+    Raises:
+        RequestError: a canvas has nothing to refine, or its steps cannot fill it.
+        ConfigError: a sampling parameter does not fit.
+    """
+    if not canvases or len(canvases) != len(params):
+        raise RequestError(f"begin: {len(canvases)} canvases with {len(params)} SamplingParams, expected as many of each, at least one.")
+    for index, canvas in enumerate(canvases):
+        _check_canvas(index, canvas)
+    B, T = len(canvases), max(canvas.length for canvas in canvases)
+    R = max(canvas.answer_length for canvas in canvases)
+    ids = np.full((B, T), mask_id, np.int64)
+    is_open = np.zeros((B, R), bool)
+    answer = np.full((B, R), mask_id, np.int64)
+    for b, canvas in enumerate(canvases):
+        ids[b, : canvas.length] = canvas.ids
+        is_open[b, : canvas.answer_length] = canvas.is_open[canvas.answer_start :]
+        answer[b, : canvas.answer_length] = canvas.ids[canvas.answer_start :]
+    start = np.array([canvas.answer_start for canvas in canvases])
+    length = np.array([canvas.answer_length for canvas in canvases])
+
+    def put(values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.as_tensor(np.asarray(values), device=device).to(dtype, copy=True)
+
+    seeds = put([one.seed for one in params])
+    answer = _first_noise(put(answer), is_open, params, seeds, mask_id, ops)
+    is_masked = is_open & (answer.cpu().numpy() == mask_id)
+    plans = [plan_request(one, is_open[b, : length[b]], is_masked[b, : length[b]]) for b, one in enumerate(params)]
+    max_steps = max(one.steps for one in params)
+    offset = np.arange(T)[None] - start[:, None]
+    is_answer = (offset >= 0) & (offset < length[:, None])
+    column, is_answer = put(np.clip(offset, 0, R - 1)), put(is_answer, torch.bool)
+    shown = torch.where(put(is_masked, torch.bool), mask_id, answer)
+    return LadState(
+        mask_id=mask_id,
+        is_guided=any(one.cfg_scale > 0 for one in params),
+        max_steps=max_steps,
+        lengths=_lengths(start, plans, max_steps),
+        rules=row_rules(params, device),
+        rule=build_token_rule(params, mask_id, eos_ids, device),
+        tables=_tables(plans, max_steps, put),
+        ids=torch.where(is_answer, answer.gather(1, column), put(ids)),
+        is_prompt=put(offset < 0, torch.bool),
+        is_answer=is_answer,
+        column=column,
+        is_open=put(is_open, torch.bool),
+        answer=answer,
+        before=answer.clone(),
+        predicted=torch.full_like(answer, -1),
+        confidence=put(~is_open, torch.float32),
+        shown=shown,
+        was_shown=put(is_open & ~is_masked, torch.bool),
+        retained=put(np.zeros((B, R)), torch.bool),
+        first_set=torch.full_like(answer, -1),
+        last_changed=torch.full_like(answer, -1),
+        answer_start=put(start),
+        answer_length=put(length),
+        seeds=seeds,
+        steps=put([one.steps for one in params]),
+        early_stop=put([one.early_stop for one in params], torch.bool),
+        evaluations=put([2 if one.cfg_scale > 0 else 1 for one in params]),
+        done=put([False] * B, torch.bool),
+        acted=put([False] * B, torch.bool),
+        stopped_early=put([False] * B, torch.bool),
+        repeats=put([0] * B),
+        nfe=put([0] * B),
+        row_steps=put([0] * B),
+        columns=torch.arange(R, device=device),
+        eos_ids=put(list(eos_ids)),
+        step=put(0),
+    )
+
+
+def _check_canvas(index: int, canvas: Canvas) -> None:
+    if canvas.is_open.shape != canvas.ids.shape or not 0 <= canvas.answer_start < canvas.length:
+        raise RequestError(
+            f"canvas {index}: ids {canvas.ids.shape}, is_open {canvas.is_open.shape}, answer_start {canvas.answer_start}, "
+            "expected equal shapes and an answer that starts inside them."
+        )
+    if canvas.is_open[: canvas.answer_start].any():
+        raise RequestError(f"canvas {index}: a prompt position is open, expected open positions inside the answer only.")
+    if not canvas.is_open.any():
+        raise RequestError(f"canvas {index}: no position is open, expected at least one to refine. Leave a gap in the draft.")
+
+
+def _first_noise(answer: Tensor, is_open: np.ndarray, params: Sequence[SamplingParams], seeds: Tensor, mask_id: int, ops: Any) -> Tensor:
+    """Mask noise_start of every draft's open tokens before step 0, so that refinement starts from a partly kept draft."""
+    is_drafted = torch.as_tensor(is_open, device=answer.device) & (answer != mask_id)
+    drafted = is_drafted.sum(1).tolist()
+    count = torch.tensor([int(one.noise_start * n) for one, n in zip(params, drafted, strict=True)], device=answer.device)
+    weight = torch.ones(answer.shape, dtype=torch.float32, device=answer.device)
+    step = torch.zeros((), dtype=torch.int64, device=answer.device)
+    return ops.renoise(answer, is_drafted, weight, count, seeds, step, mask_id, START)
+
+
+def _lengths(start: np.ndarray, plans: Sequence[Plan], max_steps: int) -> tuple[tuple[int, ...], ...]:
+    rows = [start[b] + plan.visible[np.minimum(np.arange(max_steps), len(plan.visible) - 1)] for b, plan in enumerate(plans)]
+    return tuple(tuple(int(length) for length in step) for step in zip(*rows, strict=True))
+
+
+def _tables(plans: Sequence[Plan], max_steps: int, put: Any) -> StepTables:
+    def column(name: str) -> np.ndarray:
+        rows = [getattr(plan, name) for plan in plans]
+        return np.stack([np.pad(row, (0, max_steps - len(row)), mode="edge") for row in rows], axis=1)  # [S, B]
+
+    whole = np.stack([column(name).astype(np.int64) for name in WHOLE], axis=1)
+    return StepTables(put(whole), put(column("probability"), torch.float64))

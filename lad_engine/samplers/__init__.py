@@ -1,0 +1,1 @@
+"""Decisions only: which token, and which positions keep it."""

@@ -1,0 +1,1 @@
+"""Numbers only: everything a decode needs per step, computed on the host once per request."""
