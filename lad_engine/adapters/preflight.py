@@ -80,8 +80,8 @@ def _check_fingerprint(facts: AdapterFacts, base: ModelFacts) -> None:
     # an empty fingerprint means nobody recorded one, as in every PEFT folder not written by us
     if facts.base_fingerprint and base.fingerprint and facts.base_fingerprint != base.fingerprint:
         raise AdapterError(
-            f"{facts.name}: base is {base.name or 'unnamed'} (fingerprint {base.fingerprint[:12]}), expected {facts.base_name or 'unnamed'} "
-            f"(fingerprint {facts.base_fingerprint[:12]}), which it was made for. Load that base, or ask for shapes only."
+            f"{facts.name}: base is {base.name or 'unnamed'} (fingerprint {base.fingerprint[:12]}), expected the one it was made for, "
+            f"{facts.base_name or 'unnamed'} ({facts.base_fingerprint[:12]}). Load that base, or ask for shapes only."
         )
 
 
