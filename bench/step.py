@@ -28,7 +28,9 @@ def measure(dtype: str, canvas_length: int, answer_length: int, repeats: int) ->
     theirs = transformers.AutoModelForCausalLM.from_pretrained(open_checkpoint(None).folder, dtype=getattr(torch, dtype)).eval()
     ids = np.random.default_rng(0).integers(20, engine.facts.vocab_size, canvas_length)
     start = canvas_length - answer_length
-    canvas = Canvas(ids=np.where(np.arange(canvas_length) < start, ids, engine.mask_id), is_open=np.arange(canvas_length) >= start, answer_start=start)
+    canvas = Canvas(
+        ids=np.where(np.arange(canvas_length) < start, ids, engine.mask_id), is_open=np.arange(canvas_length) >= start, answer_start=start
+    )
     params = engine.sampling("paper", max_new_tokens=answer_length, steps=10_000, early_stop=False, remasking="none", top_k=1)
     denoiser = LadDenoiser(engine.model, engine.ops)
     state = denoiser.begin([canvas], [params], mask_id=engine.mask_id, eos_ids=engine.eos_ids, device="cpu")

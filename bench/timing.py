@@ -35,7 +35,8 @@ def interleaved_ms(runs: Mapping[str, Callable[[], object]], repeats: int = 7, w
             _synchronise()
             samples[name].append((time.perf_counter() - started) * 1e3)
     return {
-        name: {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times), "repeats": repeats} for name, times in samples.items()
+        name: {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times), "repeats": repeats}
+        for name, times in samples.items()
     }
 
 

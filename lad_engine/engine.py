@@ -13,21 +13,24 @@ import torch
 
 from .adapters.attach import attach, merge
 from .adapters.drift import DriftReport, drift_report
+from .adapters.low_rank import Adapter
 from .adapters.preflight import preflight
 from .adapters.reader import read_adapter
 from .config import EngineConfig, SamplingParams
-from .contracts import AdapterFacts, GenerationResult, ModelFacts, StepEvent
+from .contracts import AdapterFacts, Canvas, GenerationResult, ModelFacts, StepEvent
 from .denoisers.lad import LadDenoiser
 from .errors import ConfigError, RequestError
 from .model.language_model import LanguageModel
 from .model.transformer import Transformer
 from .model.weights import Checkpoint, open_checkpoint
-from .ops import select_ops
+from .ops import OpSet, select_ops
 from .profiles import load_profile
-from .runtime.readout import read_event, read_outcome
+from .runtime.readout import Outcome, read_event, read_outcome
 from .runtime.runner import steps
-from .text.canvas import lay_out
+from .text.answer import Answer, cut_answer
+from .text.canvas import fixed_length, lay_out
 from .text.codec import TextCodec, load_tokenizer
+from .text.formats import PromptDefaults
 from .text.prompts import Prompt
 
 Progress = Callable[[str, int, int], None]
@@ -42,12 +45,21 @@ class Engine:
     """
 
     def __init__(
-        self, model: LanguageModel, codec: TextCodec, facts: ModelFacts, adapter_facts: AdapterFacts | None, config: EngineConfig, ops: Any, load_ms: float
+        self,
+        model: LanguageModel,
+        codec: TextCodec,
+        checkpoint: Checkpoint,
+        adapter: Adapter | None,
+        config: EngineConfig,
+        ops: OpSet,
+        load_ms: float,
     ) -> None:
-        self.model, self.codec, self.facts, self.adapter_facts = model, codec, facts, adapter_facts
-        self.config, self.ops, self.load_ms = config, ops, load_ms
-        self.mask_id = adapter_facts.mask_id if adapter_facts else codec.piece_id(config.mask_token)
-        self.eos_ids = _eos_ids(facts, adapter_facts)
+        self.model, self.codec, self.config, self.ops, self.load_ms = model, codec, config, ops, load_ms
+        self.facts: ModelFacts = checkpoint.facts
+        self.adapter_facts: AdapterFacts | None = adapter.facts if adapter is not None else None
+        self.mask_id = self.adapter_facts.mask_id if self.adapter_facts else codec.single_id(config.mask_token)
+        self.eos_ids = _eos_ids(self.facts, self.adapter_facts)
+        self._checkpoint, self._adapter = checkpoint, adapter
         self._denoiser = LadDenoiser(model, ops)
 
     @classmethod
@@ -72,24 +84,29 @@ class Engine:
         started = time.perf_counter()
         config = _resolve(config or EngineConfig(), settings)
         ops = select_ops(config.ops, device=config.device)
+        loaded = read_adapter(_default_adapter() if adapter == DEFAULT_ADAPTER else adapter) if adapter is not None else None
         checkpoint = open_checkpoint(model, progress=progress)
         codec = load_tokenizer(checkpoint.folder)
-        loaded = read_adapter(_default_adapter() if adapter == DEFAULT_ADAPTER else adapter) if adapter is not None else None
         transformer = _load_transformer(checkpoint, ops, config, progress)
-        language_model = LanguageModel(transformer, bool(config.batch_invariant))
         if loaded is not None:
-            preflight(transformer, codec, loaded)
-            (merge if config.merge else attach)(transformer, loaded)
+            loaded = preflight(transformer, codec, loaded).adapter
+            if config.merge:
+                # Kept originals would double the memory of the adapted weights; `drift` reads the base again instead.
+                merge(transformer, loaded, keep_originals=False)
+            else:
+                attach(transformer, loaded)
             transformer.head.predicts_next_token = loaded.facts.predicts_next_token
-        facts = loaded.facts if loaded is not None else None
-        return cls(language_model, codec, checkpoint.facts, facts, config, ops, (time.perf_counter() - started) * 1e3)
+        language_model = LanguageModel(transformer, bool(config.batch_invariant))
+        return cls(language_model, codec, checkpoint, loaded, config, ops, (time.perf_counter() - started) * 1e3)
 
     def sampling(self, profile: str | None = None, **settings: Any) -> SamplingParams:
         """Return the profile's sampling parameters (the adapter's own profile by default) with `settings` laid over them."""
         name = profile or (self.adapter_facts.profile if self.adapter_facts else "paper")
         return SamplingParams.from_mapping({**load_profile(name), "profile": name}).replace(**settings)
 
-    def generate(self, prompts: str | Prompt | Sequence[str | Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None) -> list[GenerationResult]:
+    def generate(
+        self, prompts: str | Prompt | Sequence[str | Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[GenerationResult]:
         """Answer every prompt; one result each, in order. `params` is shared, or one per prompt; None is the adapter's profile.
 
         Raises:
@@ -103,10 +120,16 @@ class Engine:
         """Yield a StepEvent for every denoising step of every prompt (`index` names the prompt), then the results in order."""
         return self._run(prompts, params, wants_events=True)
 
-    def drift(self, adapter: str | Path = DEFAULT_ADAPTER) -> DriftReport:
-        """Compare this engine's merged weights with the unmerged low-rank path of `adapter` on the probe set."""
-        loaded = read_adapter(_default_adapter() if adapter == DEFAULT_ADAPTER else adapter)
-        return drift_report(self.model.transformer, self.codec, loaded)
+    def drift(self) -> DriftReport:
+        """Compare the merged weights with the unmerged low-rank path on the probe set, in the engine's dtype, on a freshly read base.
+
+        Raises:
+            ConfigError: the engine has no adapter.
+        """
+        if self._adapter is None:
+            raise ConfigError("drift: this engine has no adapter, expected one. Load it with an adapter.")
+        clean = _load_transformer(self._checkpoint, self.ops, self.config, None)
+        return drift_report(clean, self.codec, self._adapter)
 
     def _run(self, prompts: Any, params: Any, wants_events: bool) -> Iterator[StepEvent | GenerationResult]:
         prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
@@ -128,42 +151,44 @@ class Engine:
                     for index in range(len(canvases)):
                         event = read_event(state, index, step, elapsed_ms)
                         if event is not None:
-                            yield dataclasses.replace(event, text=self._text(event.token_ids, each[index])[0])
+                            yield dataclasses.replace(event, text=self._answer(event.token_ids, canvases[index], each[index]).text)
             total_ms = (time.perf_counter() - started) * 1e3
         timings = {"first_step_ms": first_step_ms or total_ms, "total_ms": total_ms}
         for index, one in enumerate(each):
-            yield self._result(read_outcome(state, index), one, timings)
+            yield self._result(read_outcome(state, index), canvases[index], one, timings)
 
-    def _lay_out(self, prompt: str | Prompt, params: SamplingParams) -> Any:
-        prompt = Prompt(text=prompt) if isinstance(prompt, str) else prompt
-        facts = self.adapter_facts
+    def _lay_out(self, prompt: str | Prompt, params: SamplingParams) -> Canvas:
         return lay_out(
             prompt,
             self.codec,
-            prompt_format=facts.prompt_format if facts else "chat",
-            system_prompt=facts.system_prompt if facts else None,
+            self.adapter_facts or PromptDefaults(),
             max_new_tokens=params.max_new_tokens,
             max_positions=self.facts.max_positions,
             mask_id=self.mask_id,
-            predicts_next_token=self.model.head.predicts_next_token,
         )
 
-    def _text(self, token_ids: Sequence[int], params: SamplingParams) -> tuple[str, int, str]:
-        """Return (text, tokens before EOS, finish reason) of an answer region; masks show as nothing."""
-        return self.codec.read_answer(token_ids, eos_ids=self.eos_ids, mask_id=self.mask_id, stop=params.stop)
+    def _answer(self, token_ids: Sequence[int], canvas: Canvas, params: SamplingParams) -> Answer:
+        return cut_answer(
+            self.codec,
+            token_ids,
+            eos_ids=self.eos_ids,
+            mask_id=self.mask_id,
+            stop=params.stop,
+            not_before=fixed_length(canvas, self.eos_ids),
+        )
 
-    def _result(self, outcome: Any, params: SamplingParams, timings: dict[str, float]) -> GenerationResult:
-        text, answered, finish_reason = self._text(outcome.token_ids, params)
+    def _result(self, outcome: Outcome, canvas: Canvas, params: SamplingParams, timings: dict[str, float]) -> GenerationResult:
+        answer = self._answer(outcome.token_ids, canvas, params)
         return GenerationResult(
-            text=text,
+            text=answer.text,
             token_ids=outcome.token_ids,
             confidences=outcome.confidences,
             step_map=outcome.step_map,
             nfe=outcome.nfe,
-            tpf=answered / max(outcome.nfe, 1),
+            tpf=answer.length / max(outcome.nfe, 1),
             steps=outcome.steps,
             stopped_early=outcome.stopped_early,
-            finish_reason=finish_reason,
+            finish_reason=answer.finish_reason,
             timings=timings,
             model=self.facts.name,
             adapter=self.adapter_facts.name if self.adapter_facts else None,
@@ -199,7 +224,9 @@ def _resolve(config: EngineConfig, settings: dict[str, Any]) -> EngineConfig:
     except RuntimeError as error:
         raise ConfigError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N.") from error
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(f"device is {device!r}, expected {'auto, cpu or cuda' if torch.cuda.is_available() else 'cpu, this machine has no CUDA GPU'}.")
+        raise ConfigError(
+            f"device is {device!r}, expected {'auto, cpu or cuda' if torch.cuda.is_available() else 'cpu, this machine has no CUDA GPU'}."
+        )
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dtype = config.dtype if config.dtype != "auto" else _native_dtype(kind)
@@ -211,10 +238,15 @@ def _native_dtype(kind: str) -> str:
     if kind == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     # Without bf16 instructions a CPU emulates them: 2 to 3 x slower than fp32 (bench/step.py).
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+    return "bfloat16" if _computes_in_bf16() else "float32"
 
 
-def _load_transformer(checkpoint: Checkpoint, ops: Any, config: EngineConfig, progress: Progress | None) -> Transformer:
+def _computes_in_bf16() -> bool:
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe and probe())
+
+
+def _load_transformer(checkpoint: Checkpoint, ops: OpSet, config: EngineConfig, progress: Progress | None) -> Transformer:
     names = checkpoint.names()
 
     def counted() -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""Let the base model answer questions greedily: low-entropy targets for the default adapter (sequence-level distillation, Kim and Rush 2016).
+"""Let the base model answer questions greedily: low-entropy targets (sequence-level distillation, Kim and Rush 2016).
 
     python bench/default_adapter/self_answers.py questions.jsonl > self_answers.jsonl
 
@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ def clean(answer: str, is_finished: bool) -> str | None:
         answer = answer[: ends[0]]
     words = re.findall(r"[a-z0-9']+", answer.lower())
     triples = list(zip(words, words[1:], words[2:], strict=False))
-    repeats = any(a == b for a, b in zip(words, words[1:], strict=False)) or len(set(triples)) < 0.9 * len(triples)
+    repeats = any(a == b for a, b in pairwise(words)) or len(set(triples)) < 0.9 * len(triples)
     return None if repeats or len(answer) < 4 else answer
 
 

@@ -24,7 +24,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None = None, is
     B, T, H, K = q.shape
     S, G = k.shape[1], k.shape[2]
     if k.shape != v.shape or k.shape[0] != B or k.shape[3] != K or H % G or S < T:
-        raise ValueError(f"attention: q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, expected [B,T,H,K] and twice [B,S,G,K].")
+        shapes = tuple(tuple(t.shape) for t in (q, k, v))
+        raise ValueError(f"attention: q, k, v are {shapes}, expected [B, T, H, K] and twice [B, S, G, K] with S >= T.")
     stacked = q.view(B, T, G, H // G, K).permute(0, 2, 3, 1, 4).reshape(B, G, (H // G) * T, K)
     scores = torch.matmul(stacked * K**-0.5, k.permute(0, 2, 3, 1)).float()  # [B, G, (H/G)*T, S]
     if lengths is not None:

@@ -11,7 +11,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None = None, is
     """Contract of the reference; a mask is only built where sequences end early or a cache precedes the queries."""
     T, S = q.shape[1], k.shape[1]
     if k.shape != v.shape or q.shape[2] % k.shape[2] or S < T:
-        raise ValueError(f"attention: q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, expected [B,T,H,K] and twice [B,S,G,K].")
+        shapes = tuple(tuple(t.shape) for t in (q, k, v))
+        raise ValueError(f"attention: q, k, v are {shapes}, expected [B, T, H, K] and twice [B, S, G, K] with S >= T.")
     # One query sees its whole past; a causal square needs no mask tensor.
     is_square = is_causal and S == T and lengths is None
     visible = None

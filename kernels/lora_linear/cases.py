@@ -14,7 +14,9 @@ def cases(device: str, dtype: torch.dtype) -> list[dict]:
     plain = {"x": normal(3, 64), "weight": normal(96, 64), "bias": None, "paths": ()}
     full = {**plain, "paths": ((normal(8, 64), normal(96, 8), 2.0, 0, 96),)}
     fused = {
-        "x": normal(2, 17, 123), "weight": normal(95, 123), "bias": normal(95),
+        "x": normal(2, 17, 123),
+        "weight": normal(95, 123),
+        "bias": normal(95),
         "paths": ((normal(5, 123), normal(15, 5), 0.5, 80, 95), (normal(3, 123), normal(33, 3), 1.0, 0, 33)),
     }
     return [plain, full, fused]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
 # (a [R, in], b [stop - start, R], scale, start, stop): rows [start, stop) of the weight gain scale * B A.
 LowRankPath = tuple[Tensor, Tensor, float, int, int]
 

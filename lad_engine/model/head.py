@@ -20,7 +20,9 @@ class Head(nn.Module):
     `predicts_next_token` is a fact of the checkpoint or adapter: row j-1 predicts position j (DiffuLLaMA) instead of row j (LAD).
     """
 
-    def __init__(self, facts: ModelFacts, ops: Any, tied_weight: nn.Parameter | None, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self, facts: ModelFacts, ops: Any, tied_weight: nn.Parameter | None, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
         super().__init__()
         self.facts, self.ops = facts, ops
         self.predicts_next_token = False
@@ -32,7 +34,7 @@ class Head(nn.Module):
             self.projection.rows["lm_head"] = (0, facts.vocab_size)
 
     def row_of(self, positions: Tensor) -> Tensor:
-        """Return the row that predicts each position; position 0 of a shifted model has none and reads row 0 (the canvas keeps it fixed)."""
+        """Return the row that predicts each position; position 0 of a shifted model has none and reads row 0 (it stays fixed)."""
         return (positions - 1).clamp(min=0) if self.predicts_next_token else positions
 
     def logits(self, rows: Tensor) -> Tensor:
@@ -61,7 +63,10 @@ class Head(nn.Module):
                 token[b, part], confidence[b, part] = self.ops.choose_token(
                     logits,
                     uniforms[b, part],
-                    *(table[b].expand(count) for table in (rule.temperature, rule.top_k, rule.top_p, rule.drop_crossing, rule.full_confidence)),
+                    *(
+                        table[b].expand(count)
+                        for table in (rule.temperature, rule.top_k, rule.top_p, rule.drop_crossing, rule.full_confidence)
+                    ),
                     rule.bias_ids,
                     rule.bias_values[b].expand(count, -1),
                     max_top_k=rule.max_top_k,

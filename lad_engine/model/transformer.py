@@ -36,7 +36,14 @@ class DecoderLayer(nn.Module):
         self.down = Projection(facts.mlp_width, {f"{mlp}.down_proj": D}, False, dtype, device)
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, tables: tuple[Tensor, Tensor], lengths: Tensor | None, cache: KVCache | None, is_causal: bool, ops: Any
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        tables: tuple[Tensor, Tensor],
+        lengths: Tensor | None,
+        cache: KVCache | None,
+        is_causal: bool,
+        ops: Any,
     ) -> tuple[Tensor, Tensor]:
         """Return (mlp output, residual stream), both `[B, T, D]`; their sum is the layer's output."""
         B, T, _ = x.shape
@@ -70,7 +77,12 @@ class Transformer(nn.Module):
 
     @classmethod
     def from_tensors(
-        cls, facts: ModelFacts, tensors: Iterable[tuple[str, Tensor]], ops: Any, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        cls,
+        facts: ModelFacts,
+        tensors: Iterable[tuple[str, Tensor]],
+        ops: Any,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> Transformer:
         """Fill a decoder from (checkpoint name, tensor) pairs, one tensor in flight at a time.
 
@@ -85,10 +97,14 @@ class Transformer(nn.Module):
                 if name not in slots:
                     if name.endswith("rotary_emb.inv_freq") or (facts.has_tied_head and name == "lm_head.weight"):
                         continue
-                    raise CheckpointError(f"checkpoint: tensor {name} is unknown to the {facts.family} decoder, expected only its own weights.")
+                    raise CheckpointError(
+                        f"checkpoint: tensor {name} is unknown to the {facts.family} decoder, expected only its own weights."
+                    )
                 slot = slots[name]
                 if slot.shape != tensor.shape:
-                    raise CheckpointError(f"checkpoint: tensor {name} is {tuple(tensor.shape)}, expected {tuple(slot.shape)} from config.json.")
+                    raise CheckpointError(
+                        f"checkpoint: tensor {name} is {tuple(tensor.shape)}, expected {tuple(slot.shape)} from config.json."
+                    )
                 slot.copy_(tensor)
                 missing.discard(name)
         if missing:
@@ -108,7 +124,9 @@ class Transformer(nn.Module):
         start = 0 if cache is None else cache.length
         end = start + ids.shape[1]
         if end > self.facts.max_positions:
-            raise CheckpointError(f"canvas: {end} positions, expected at most {self.facts.max_positions} (max_position_embeddings of the base).")
+            raise CheckpointError(
+                f"canvas: {end} positions, expected at most {self.facts.max_positions} (max_position_embeddings of the base)."
+            )
         tables = (self.cos[start:end], self.sin[start:end])
         x, residual = nn.functional.embedding(ids, self.embed), None
         for layer in self.layers:
@@ -145,7 +163,9 @@ class Transformer(nn.Module):
                 if projection.weight is self.embed:
                     projection.weight = nn.Parameter(self.embed.detach().clone(), requires_grad=False)
                 return projection, *projection.rows[path]
-        raise AdapterError(f"adapter: module {path} is not a linear layer of this base, expected names such as {next(iter(self.layers[0].qkv.rows))}.")
+        raise AdapterError(
+            f"adapter: module {path} is not a linear layer of this base, expected names such as {next(iter(self.layers[0].qkv.rows))}."
+        )
 
     def norm(self, path: str) -> nn.Parameter:
         """Return the `[D]` weight of a norm such as "model.norm" or "model.layers.3.input_layernorm".

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_checkpoint import make_tiny
 from transformers import AutoModelForCausalLM
 
 from lad_engine.errors import AdapterError, CheckpointError
@@ -13,8 +12,17 @@ from lad_engine.model.language_model import LanguageModel
 from lad_engine.model.transformer import Transformer
 from lad_engine.model.weights import open_checkpoint
 from lad_engine.ops import select_ops
+from tiny_checkpoint import make_tiny
 
-CASES = [("llama", True, 1), ("llama", False, 2), ("llama3", True, 1), ("mistral", False, 1), ("qwen2", True, 2), ("qwen2", False, 1), ("smollm2", True, 1)]
+CASES = [
+    ("llama", True, 1),
+    ("llama", False, 2),
+    ("llama3", True, 1),
+    ("mistral", False, 1),
+    ("qwen2", True, 2),
+    ("qwen2", False, 1),
+    ("smollm2", True, 1),
+]
 MAX_RELATIVE_ERROR = 1e-5
 
 
