@@ -7,7 +7,6 @@ Reading a GGUF takes many seconds at every start, the converted folder well unde
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import math
 from pathlib import Path
@@ -64,6 +63,8 @@ def convert_gguf(path: Path, folder: Path, progress: Progress | None = None) -> 
     config = gguf_config(reader, path)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     _write_tensors(reader, config, path, folder / "model.safetensors", progress)
+    if progress is not None:
+        progress(f"rebuilding the tokenizer of {path.name}", 0, 0)
     _write_tokenizer(path, folder)
 
 
@@ -222,9 +223,10 @@ def _stored_bytes(name: str, tensor: ReaderTensor, config: dict[str, Any]) -> by
 def _write_tokenizer(path: Path, folder: Path) -> None:
     """Rebuild the tokenizer with transformers, the only part of the file it is better at than we are."""
     # imported here because it costs every start 1 to 2 s, and only a conversion needs it
-    transformers = importlib.import_module("transformers")
+    from transformers import AutoTokenizer
+
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
         tokenizer.save_pretrained(folder)
     except OSError:
         raise

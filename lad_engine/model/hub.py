@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def download(repository: str, progress: Progress | None = None, patterns: Sequen
             f"{repository}: no such folder here and no such model on the hub. Check the name, or run `hf auth login`."
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
+        why = "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise DownloadError(
             f"{repository}: no such folder here, and not in the hub cache while {why}. Run `hf download {repository}` once with a network."
         ) from error

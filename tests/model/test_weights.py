@@ -160,7 +160,7 @@ def test_a_hub_id_is_fetched_with_progress_and_without_pickles(tmp_path: Path, m
     ],
 )
 def test_a_hub_failure_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
     def snapshot(*arguments: object, **options: object) -> str:
         raise error
