@@ -51,7 +51,9 @@ def transformer(open_base: Callable[..., Transformer], base_folder: Path) -> Tra
 def make_adapter(checkpoint: Checkpoint) -> Callable[..., Adapter]:
     """Build an adapter with random pairs on `targets`; fields of AdapterFacts may be given."""
 
-    def build(targets: tuple[str, ...] = ("q_proj", "v_proj"), rank: int = 4, scale: float = 2.0, norms: dict | None = None, **facts: object) -> Adapter:
+    def build(
+        targets: tuple[str, ...] = ("q_proj", "v_proj"), rank: int = 4, scale: float = 2.0, norms: dict | None = None, **facts: object
+    ) -> Adapter:
         generator = torch.Generator().manual_seed(7)
         weights = {
             module: LowRank(torch.randn(rank, inside, generator=generator) * 0.1, torch.randn(out, rank, generator=generator) * 0.1, scale)

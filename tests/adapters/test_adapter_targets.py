@@ -10,7 +10,9 @@ from lad_engine.contracts import ModelFacts, RopeFacts
 
 def llama(width: int, layers: int, heads: int, mlp: int) -> ModelFacts:
     rope = RopeFacts(theta=500000.0, kind="llama3", factor=8.0)
-    return ModelFacts("llama", width, mlp, layers, heads, 8, width // heads, 128256, 131072, 1e-5, rope, False, width < 4096, 128000, (128009,))
+    return ModelFacts(
+        "llama", width, mlp, layers, heads, 8, width // heads, 128256, 131072, 1e-5, rope, False, width < 4096, 128000, (128009,)
+    )
 
 
 LLAMA_1B, LLAMA_3B, LLAMA_8B = llama(2048, 16, 32, 8192), llama(3072, 28, 24, 8192), llama(4096, 32, 32, 14336)
@@ -19,7 +21,14 @@ LLAMA_1B, LLAMA_3B, LLAMA_8B = llama(2048, 16, 32, 8192), llama(3072, 28, 24, 81
 @pytest.mark.parametrize(
     ("facts", "rank", "millions"),
     # table 1 of the LAD paper; L r (2h + h + kv) on q and v
-    [(LLAMA_1B, 128, 13.6), (LLAMA_1B, 512, 54.5), (LLAMA_3B, 512, 146.8), (LLAMA_3B, 1024, 293.6), (LLAMA_8B, 1024, 436.2), (LLAMA_8B, 2048, 872.4)],
+    [
+        (LLAMA_1B, 128, 13.6),
+        (LLAMA_1B, 512, 54.5),
+        (LLAMA_3B, 512, 146.8),
+        (LLAMA_3B, 1024, 293.6),
+        (LLAMA_8B, 1024, 436.2),
+        (LLAMA_8B, 2048, 872.4),
+    ],
 )
 def test_parameter_counts_are_those_of_the_paper(facts: ModelFacts, rank: int, millions: float) -> None:
     count = count_parameters(facts, rank, ("q_proj", "v_proj"))
