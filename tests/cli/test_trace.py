@@ -113,7 +113,7 @@ def test_statuses_and_confidences_are_told_apart():
     states = ("masked", "new", "changed", "settled", "fixed")
     text = painter().canvas(event(token_ids=(MASK, 2, 3, 4, 5), confidences=(0.0, 0.0, 0.5, 1.0, 1.0), status=states))
     styles = [span.style for span in text.spans]
-    assert text.plain == "░░░ The capital is Paris"
+    assert text.plain == "░░░The capital is Paris"
     assert len({str(style) for style in styles}) == 5
     assert [style.color.name for style in styles[1:4]] == ["rgb(220,0,60)", "rgb(220,200,60)", "rgb(20,200,60)"]
     assert confidence_style(float("nan")) == confidence_style(-1) == confidence_style(0)
