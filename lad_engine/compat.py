@@ -116,7 +116,7 @@ def denoise(
     session: Engine,
     question: str,
     system_prompt: str | None = None,
-    *,
+    *positional: Any,
     progress: Callable[[float, str], None] | None = None,
     **settings: Any,
 ) -> tuple[str, str]:

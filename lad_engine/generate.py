@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from .errors import ConfigError, LadError
 from .profiles import load_profile, profile_names
 from .terminal.arguments import parse, sampling_settings
 from .terminal.live import CanvasPainter, LiveView, printable
-from .terminal.progress import LoadProgress, NoteHandler, quiet_libraries
+from .terminal.progress import LoadProgress, notes_on, quiet_libraries
 from .terminal.replay import painter_of, played
 from .terminal.requests import read_prompts
 from .terminal.trace import TraceWriter, check_writable, read_trace, result_record
@@ -74,14 +73,15 @@ def run(arguments: argparse.Namespace, stdout: Console, stderr: Console, load: L
     settings = _checked_settings(arguments)
     if arguments.trace is not None:
         check_writable(Path(arguments.trace))
-    engine = _loaded(arguments, stderr, load)
-    params = engine.sampling(arguments.profile, **settings)
-    if arguments.verbose:
-        _explain(engine, stderr)
-    if arguments.drift_report:
-        stderr.print(str(engine.drift(arguments.adapter)), markup=False, highlight=False, soft_wrap=True)
-    if prompts:
-        answer(engine, prompts, params, screen)
+    with nullcontext() if arguments.verbose else quiet_libraries(), notes_on(stderr):
+        engine = _loaded(arguments, stderr, load)
+        params = engine.sampling(arguments.profile, **settings)
+        if arguments.verbose:
+            _explain(engine, stderr)
+        if arguments.drift_report:
+            stderr.print(engine.drift().sentence(), markup=False, highlight=False, soft_wrap=True)
+        if prompts:
+            answer(engine, prompts, params, screen)
     return 0
 
 
@@ -205,11 +205,6 @@ def _checked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _loaded(arguments: argparse.Namespace, stderr: Console, load: Load | None) -> Engine:
-    if not arguments.verbose:
-        quiet_libraries()
-    logger = logging.getLogger("lad_engine")
-    logger.addHandler(NoteHandler(stderr))
-    logger.propagate = False
     config = lad_engine.EngineConfig(
         device=arguments.device,
         dtype=arguments.dtype,

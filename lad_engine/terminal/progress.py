@@ -6,12 +6,16 @@ import logging
 import os
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 PATIENCE_S = 1.0
+LIBRARY_LOGGERS = ("transformers", "torch", "huggingface_hub", "httpx")
+LIBRARY_SWITCHES = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class LoadProgress:
@@ -64,15 +68,35 @@ class LoadProgress:
                 self._progress.start()
 
 
-def quiet_libraries() -> None:
-    """Keep warnings and bars of the libraries underneath off the screen, through their own documented switches."""
-    # Read by these libraries when they are first imported; a value the user has set stands.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore")
-    for name in ("transformers", "torch", "huggingface_hub", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep warnings and bars of the libraries underneath off the screen, through their own documented switches; restored on leaving."""
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        for name, value in LIBRARY_SWITCHES.items():
+            # Read when the library is first imported; a value the user has set stands.
+            if name not in os.environ:
+                os.environ[name] = value
+                stack.callback(os.environ.pop, name, None)
+        for logger in map(logging.getLogger, LIBRARY_LOGGERS):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        yield
+
+
+@contextmanager
+def notes_on(console: Console) -> Iterator[None]:
+    """Print our own warnings as `note:` lines on `console` and nowhere else, until leaving."""
+    logger, handler = logging.getLogger("lad_engine"), NoteHandler(console)
+    propagates = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
 
 
 class NoteHandler(logging.Handler):

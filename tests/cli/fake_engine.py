@@ -61,8 +61,8 @@ class FakeEngine:
     def sampling(self, profile=None, **settings) -> SamplingParams:
         return SamplingParams.from_mapping({"steps": 3, "max_new_tokens": 6, "profile": profile or "paper", **settings})
 
-    def drift(self, adapter="default"):
-        return "drift: 0.001 at most"
+    def drift(self):
+        return SimpleNamespace(sentence=lambda: "drift: 0.001 at most")
 
     def generate(self, prompts, params=None):
         return [item for item in self.stream(prompts, params) if isinstance(item, GenerationResult)]

@@ -3,8 +3,11 @@
 import dataclasses
 import io
 import json
+import logging
+import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 from fake_engine import FakeEngine
@@ -159,6 +162,21 @@ def test_verbose_and_the_drift_report_go_to_stderr(capsys):
     assert "renoise  cpu  best on cpu" in err and "drift: 0.001" in err and "adapter  ours" in err
     assert run("--drift-report") == 0
     assert capsys.readouterr().out == ""
+
+
+def test_our_warnings_become_notes_and_nothing_stays_changed(capsys, monkeypatch):
+    before = (logging.getLogger("lad_engine").handlers[:], logging.getLogger("lad_engine").propagate, dict(os.environ), warnings.filters[:])
+
+    def noisy(*_, **given):
+        warnings.warn("a library is chatty", stacklevel=1)
+        logging.getLogger("transformers").warning("so is this one")
+        logging.getLogger("lad_engine.ops").warning("renoise runs in plain PyTorch: no extension")
+        return FakeEngine().load(**given)
+
+    assert generate.main(["a"], load=noisy) == 0
+    assert capsys.readouterr() == (ANSWER + "\n", "note: renoise runs in plain PyTorch: no extension\n")
+    after = (logging.getLogger("lad_engine").handlers[:], logging.getLogger("lad_engine").propagate, dict(os.environ), warnings.filters[:])
+    assert before == after
 
 
 def test_profiles_are_listed_without_loading(capsys):
