@@ -1,0 +1,45 @@
+"""The named profiles: each is a valid set of SamplingParams that says what it means, and decodes to an end."""
+
+from __future__ import annotations
+
+import pytest
+from stub_model import EOS, MASK, OPS, StubModel, canvas
+
+from lad_engine.config import SamplingParams
+from lad_engine.denoisers.lad import LadDenoiser
+from lad_engine.errors import ConfigError
+from lad_engine.profiles import load_profile, profile_meanings
+from lad_engine.runtime.runner import run
+
+
+def test_the_four_families_are_there_and_documented():
+    assert {"paper", "space", "retain", "llada"} <= set(profile_meanings())
+    assert all(len(meaning) > 80 for meaning in profile_meanings().values())
+
+
+@pytest.mark.parametrize("name", profile_meanings())
+def test_a_profile_decodes_to_an_answer_without_masks(name):
+    params = SamplingParams.from_mapping({**load_profile(name), "profile": name, "steps": 8})
+    denoiser = LadDenoiser(StubModel(), OPS)
+    state = denoiser.begin([canvas()], [params], mask_id=MASK, eos_ids=(EOS,), device="cpu")
+    run(denoiser, state)
+    assert not (state.answer == MASK).any()
+
+
+def test_profiles_hold_the_values_of_the_specification():
+    paper, space, retain, llada = (load_profile(name) for name in ("paper", "space", "retain", "llada"))
+    assert (paper["steps"], paper["noise_start"], paper["top_k"], paper["remasking"]) == (16, 1.0, 1, "random")
+    assert (space["steps"], space["noise_start"], space["top_k"], space["noise_clip"]) == (64, 0.5, 3, 0.01)
+    assert (space["top_p_rule"], space["remasking"]) == ("drop_crossing", "clusters")
+    assert (retain["noise_schedule"], retain["retention"]) == ("linear", "locked")
+    assert (llada["remasking"], llada["temperature"]) == ("transfer", 0.0)
+
+
+def test_an_unknown_profile_names_the_close_one():
+    with pytest.raises(ConfigError, match="Did you mean space"):
+        load_profile("spaces")
+
+
+def test_a_loaded_profile_is_a_copy():
+    load_profile("paper")["steps"] = 1
+    assert load_profile("paper")["steps"] == 16
