@@ -59,7 +59,9 @@ class Head(nn.Module):
                 logits = self._chunk_logits(rows[b, part])
                 if unconditional is not None:
                     base = self._chunk_logits(unconditional[b, part])
-                    logits = base + (rule.cfg_scale[b] + 1.0) * (logits - base)
+                    scale = rule.cfg_scale[b]
+                    # Selected, not scaled by zero: an unguided row keeps the bits it has alone.
+                    logits = torch.where(scale > 0, base + (scale + 1.0) * (logits - base), logits)
                 token[b, part], confidence[b, part] = self.ops.choose_token(
                     logits,
                     uniforms[b, part],

@@ -1,0 +1,184 @@
+"""The engine from prompt to answer on a tiny real checkpoint: batches, streams, adapters, settings, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lad_engine import Engine, GenerationResult, Prompt, StepEvent
+from lad_engine.adapters.low_rank import Adapter, LowRank
+from lad_engine.adapters.single_file import save_single_file
+from lad_engine.contracts import AdapterFacts
+from lad_engine.errors import AdapterError, ConfigError, RequestError
+from lad_engine.model.weights import open_checkpoint
+from tiny_checkpoint import MASK_PIECE, make_tiny
+
+PROMPTS = ["the user is there", "an answer", "the sea and the sun are on the way in"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    make_tiny(folder, family="llama", tie=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory) -> Path:
+    return write_adapter(base, tmp_path_factory.mktemp("adapter") / "adapter.safetensors", predicts_next_token=True)
+
+
+def write_adapter(base: Path, path: Path, **changes) -> Path:
+    checkpoint = open_checkpoint(base)
+    facts, generator = checkpoint.facts, torch.Generator().manual_seed(7)
+    out = {"q_proj": facts.query_heads * facts.head_width, "v_proj": facts.kv_heads * facts.head_width}
+    weights = {
+        f"model.layers.{layer}.self_attn.{name}": LowRank(
+            torch.randn(4, facts.width, generator=generator) / 8, torch.randn(width, 4, generator=generator), 1.0
+        )
+        for layer in range(facts.layers)
+        for name, width in out.items()
+    }
+    described = {
+        "name": "tiny", "rank": 4, "alpha": 4.0, "targets": ("q_proj", "v_proj"), "mask_token": MASK_PIECE, "mask_id": -1,
+        "base_fingerprint": facts.fingerprint, "eos_id": 2, **changes,
+    }  # fmt: skip
+    return save_single_file(path, Adapter(AdapterFacts(**described), weights), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def engine(base: Path, adapter: Path) -> Engine:
+    return Engine.load(base, adapter=adapter)
+
+
+def requests(engine: Engine):
+    """Requests that share nothing: lengths, steps, seeds, filters, policies."""
+    return [
+        engine.sampling("paper", max_new_tokens=7, steps=4, seed=3, top_k=5, temperature=0.8),
+        engine.sampling("space", max_new_tokens=12, steps=6, seed=4, top_p=0.9, eos_bias=1.0),
+        engine.sampling("retain", max_new_tokens=5, steps=3, seed=5),
+        engine.sampling("llada", max_new_tokens=8, steps=8, block_length=4, seed=6),
+        engine.sampling("paper", max_new_tokens=9, steps=5, tokens_per_step=3, remasking="weighted", cfg_scale=0.5, seed=7, top_k=3),
+    ]
+
+
+def test_a_request_gets_the_same_answer_alone_and_in_any_batch(engine: Engine):
+    params = requests(engine)
+    prompts = [PROMPTS[i % 3] for i in range(len(params))]
+    together = engine.generate(prompts, params)
+    reversed_batch = engine.generate(prompts[::-1], params[::-1])[::-1]
+    for prompt, one, first, second in zip(prompts, params, together, reversed_batch, strict=True):
+        alone = engine.generate(prompt, one)[0]
+        assert alone.token_ids == first.token_ids == second.token_ids
+        assert alone.confidences == first.confidences == second.confidences
+        assert (alone.nfe, alone.step_map) == (first.nfe, first.step_map)
+
+
+def test_seeds_decide_the_draws(engine: Engine):
+    params = engine.sampling("paper", max_new_tokens=16, steps=4, top_k=0, seed=1)
+    first, again, other = (engine.generate(PROMPTS[0], params.replace(seed=seed))[0].token_ids for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_a_stream_ends_with_the_result_generate_gives(engine: Engine):
+    params = engine.sampling("paper", max_new_tokens=6, steps=4, early_stop=False)
+    items = list(engine.stream(PROMPTS[:2], params))
+    events = [item for item in items if isinstance(item, StepEvent)]
+    results = [item for item in items if isinstance(item, GenerationResult)]
+    assert [(event.index, event.step) for event in events] == [(index, step) for step in range(4) for index in range(2)]
+    assert [event.is_last for event in events] == [False] * 6 + [True] * 2
+    plain = engine.generate(PROMPTS[:2], params)
+    for index, (streamed, result) in enumerate(zip(results, plain, strict=True)):
+        assert streamed.token_ids == result.token_ids == events[6 + index].token_ids
+        assert engine.mask_id not in result.token_ids
+        assert streamed.text == events[6 + index].text
+
+
+def test_results_say_how_they_were_made(engine: Engine):
+    result = engine.generate(PROMPTS[0], engine.sampling("paper", max_new_tokens=6, steps=3, seed=9, early_stop=False))[0]
+    assert (result.nfe, result.steps, result.seed, result.profile, result.adapter) == (3, 3, 9, "paper", "tiny")
+    assert (result.dtype, result.device) == (engine.config.dtype, "cpu")
+    assert len(result.token_ids) == len(result.confidences) == len(result.step_map) == 6
+    assert 0 < result.timings["first_step_ms"] <= result.timings["total_ms"]
+    assert set(result.ops) >= {"attention", "choose_token", "renoise"}
+
+
+def test_merged_and_unmerged_adapters_give_the_same_tokens_in_fp32(base: Path, adapter: Path, engine: Engine):
+    beside = Engine.load(base, adapter=adapter, dtype="float32", merge=False)
+    params = engine.sampling("paper", max_new_tokens=12, steps=4)
+    merged = Engine.load(base, adapter=adapter, dtype="float32").generate(PROMPTS, params)
+    assert [r.token_ids for r in beside.generate(PROMPTS, params)] == [r.token_ids for r in merged]
+
+
+def test_the_shift_is_a_fact_of_the_adapter(base: Path, engine: Engine, tmp_path):
+    same_position = Engine.load(base, adapter=write_adapter(base, tmp_path / "same.safetensors", predicts_next_token=False))
+    params = engine.sampling("paper", max_new_tokens=12, steps=1)
+    assert engine.model.head.predicts_next_token and not same_position.model.head.predicts_next_token
+    assert same_position.generate(PROMPTS[0], params)[0].token_ids != engine.generate(PROMPTS[0], params)[0].token_ids
+
+
+def test_fixed_words_of_an_infill_stay_where_they_are(engine: Engine):
+    result = engine.generate(Prompt(text=PROMPTS[0], infill="the [[3]] is [[2]]."), engine.sampling("paper", steps=5))[0]
+    fixed = [i for i, (first, _) in enumerate(result.step_map) if first < 0]
+    the, is_, dot = engine.codec.encode("the "), engine.codec.encode(" is "), engine.codec.encode(".")
+    assert [result.token_ids[i] for i in fixed] == [*the, *is_, *dot, 2]
+    assert len(result.token_ids) == len(fixed) + 5
+
+
+def test_drift_is_measured_on_a_clean_base(engine: Engine):
+    before = engine.generate(PROMPTS[0], engine.sampling("paper", max_new_tokens=4, steps=2))[0].token_ids
+    report = engine.drift()
+    assert report.token_agreement == 1.0
+    assert report.max_logit_difference < 1e-3
+    assert engine.generate(PROMPTS[0], engine.sampling("paper", max_new_tokens=4, steps=2))[0].token_ids == before
+
+
+def test_a_base_without_an_adapter_needs_a_one_piece_mask(base: Path):
+    plain = Engine.load(base, adapter=None)
+    assert plain.adapter_facts is None
+    assert plain.generate(PROMPTS[0], plain.sampling(max_new_tokens=4, steps=2))[0].adapter is None
+    with pytest.raises(AdapterError, match="HOLE"):
+        Engine.load(base, adapter=None, mask_token="HOLE")
+    with pytest.raises(ConfigError, match="no adapter"):
+        plain.drift()
+
+
+def test_an_adapter_of_another_base_is_refused(adapter: Path, tmp_path):
+    make_tiny(tmp_path, family="llama", tie=True, seed=1)
+    with pytest.raises(AdapterError, match="fingerprint"):
+        Engine.load(tmp_path, adapter=adapter)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"dtype": "int3"}, "dtype is 'int3'"),
+        ({"threads": 0}, "threads is 0"),
+        ({"nope": 1}, "nope is not"),
+    ],
+)
+def test_engine_settings_are_checked(base: Path, settings: dict, sentence: str):
+    with pytest.raises(ConfigError, match=sentence):
+        Engine.load(base, adapter=None, **settings)
+
+
+def test_prompts_and_params_must_fit_each_other(engine: Engine):
+    with pytest.raises(RequestError, match="the list is empty"):
+        engine.generate([])
+    with pytest.raises(ConfigError, match="2 given for 3 prompts"):
+        engine.generate(PROMPTS, [engine.sampling()] * 2)
+    with pytest.raises(RequestError, match="expected at most 512"):
+        engine.generate(PROMPTS[0], engine.sampling(max_new_tokens=5000))
+
+
+def test_without_batch_invariance_only_near_ties_may_flip(base: Path, adapter: Path, engine: Engine):
+    padded = Engine.load(base, adapter=adapter, batch_invariant=False)
+    params = engine.sampling("paper", max_new_tokens=12, steps=1)
+    pairs = zip(padded.generate(PROMPTS, params), engine.generate(PROMPTS, params), strict=True)
+    flips = [mine != theirs for a, b in pairs for mine, theirs in zip(a.token_ids, b.token_ids, strict=True)]
+    assert len(flips) == 36
+    assert sum(flips) <= 1
