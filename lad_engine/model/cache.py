@@ -77,8 +77,8 @@ def _describe(error: OSError, parent: Path) -> str:
     if error.errno == errno.ENOSPC:
         free = shutil.disk_usage(parent).free / 1e6 if parent.is_dir() else 0
         return (
-            f"{parent}: the disk is full ({free:.0f} MB free after cleaning up); nothing was kept. Free some space or set LAD_CACHE to a folder on "
-            "another disk, then run the same command again."
+            f"{parent}: the disk is full ({free:.0f} MB free after cleaning up); nothing was kept. Free some space or set LAD_CACHE "
+            "to a folder on another disk, then run the same command again."
         )
     reason = error.strerror or type(error).__name__
     return f"{parent}: the cache folder cannot be written ({reason}). Set LAD_CACHE to a folder you may write to."
