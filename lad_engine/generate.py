@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -20,8 +21,8 @@ import lad_engine
 from .config import SamplingParams
 from .contracts import GenerationResult, StepEvent
 from .errors import ConfigError, LadError
-from .profiles import load_profile, profile_names
-from .terminal.arguments import parse, sampling_settings
+from .profiles import load_profile, profile_meanings
+from .terminal.arguments import as_flag, parse, sampling_settings
 from .terminal.live import CanvasPainter, LiveView, printable
 from .terminal.progress import LoadProgress, notes_on, quiet_libraries
 from .terminal.replay import painter_of, played
@@ -118,10 +119,11 @@ def replay(arguments: argparse.Namespace, screen: Screen) -> None:
 
 
 def list_profiles() -> None:
-    """Print every profile with the settings it changes."""
-    for name in profile_names():
-        values = "  ".join(f"{key}={value}" for key, value in load_profile(name).items())
-        print(f"{name}: {values}")
+    """Print every profile, what it does and the settings it makes."""
+    for name, meaning in profile_meanings().items():
+        settings = " ".join(as_flag(key, value) for key, value in load_profile(name).items())
+        for line in (f"{name}: {meaning}", settings):
+            print(textwrap.fill(line, 120, subsequent_indent="    ", initial_indent="" if line is not settings else "    "))
 
 
 class Screen:
@@ -212,6 +214,7 @@ def _loaded(arguments: argparse.Namespace, stderr: Console, load: Load | None) -
         batch_invariant=arguments.batch_invariant,
         ops=arguments.ops,
         threads=arguments.threads,
+        mask_token=arguments.mask_token,
     )
     adapter = None if arguments.adapter == "none" else arguments.adapter
     with LoadProgress(stderr) as progress:

@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser; imports neither torch nor transformers, so --help is immediate."""
     parser = _Parser(
         prog="python -m lad_engine.generate",
+        usage="python -m lad_engine.generate PROMPT [options]",
         description="Answer a prompt with a diffusion language model, refining the whole answer at once.",
         allow_abbrev=False,
     )
@@ -105,6 +106,12 @@ def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
+def as_flag(name: str, value: Any) -> str:
+    """Return how a sampling setting is written on the command line."""
+    flag = name.replace("_", "-")
+    return f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}"
+
+
 def _add_request(group: argparse._ArgumentGroup) -> None:
     group.add_argument("prompt", nargs="?", metavar="PROMPT", help="the question; - reads standard input")
     group.add_argument("--prompts", metavar="FILE", help="a batch: one prompt per line, or JSON Lines (prompt or messages, system, ...)")
@@ -137,6 +144,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
 def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", metavar="PATH", help="folder, hub id or GGUF file (default: the embedded SmolLM2-135M-Instruct)")
     group.add_argument("--adapter", default="default", metavar="PATH", help="adapter folder or file, default, or none")
+    group.add_argument("--mask-token", default="MASK", metavar="TEXT", help="mask token where there is no adapter (default MASK)")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--dtype", default="auto", metavar=f"{{{','.join(DTYPES)}}}", help="precision of the weights")
     group.add_argument("--ops", default="auto", metavar="SPEC", help="auto, a backend, or attention=reference,renoise=cpu")

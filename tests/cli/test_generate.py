@@ -144,13 +144,13 @@ def test_every_sampling_field_and_alias_is_a_flag():
 
 def test_engine_flags_reach_the_engine():
     engine = FakeEngine()
-    flags = "--model m --adapter none --device cpu --dtype bfloat16 --ops attention=reference --threads 2 --no-merge --no-batch-invariant"
+    flags = "--model m --adapter none --device cpu --dtype bfloat16 --ops attention=reference --threads 2 --no-merge --no-batch-invariant --mask-token M"
     assert run("a", *flags.split(), engine=engine) == 0
     config = engine.load_arguments["config"]
     assert (engine.load_arguments["model"], engine.load_arguments["adapter"]) == ("m", None)
     assert dataclasses.asdict(config) | {"merge": False} == dataclasses.asdict(config)
     assert (config.device, config.dtype, config.ops, config.threads) == ("cpu", "bfloat16", "attention=reference", 2)
-    assert config.batch_invariant is False
+    assert config.batch_invariant is False and config.mask_token == "M"
     run("a", engine=engine)
     assert engine.load_arguments["adapter"] == "default" and engine.load_arguments["config"].batch_invariant is None
 
@@ -182,7 +182,8 @@ def test_our_warnings_become_notes_and_nothing_stays_changed(capsys, monkeypatch
 def test_profiles_are_listed_without_loading(capsys):
     assert generate.main(["--list-profiles"], load=None) == 0
     out = capsys.readouterr().out
-    assert [line.split(":")[0] for line in out.splitlines()][:2] and all(name in out for name in ("paper:", "space:", "retain:", "llada:"))
+    assert all(f"\n{name}: " in "\n" + out for name in ("paper", "space", "retain", "llada"))
+    assert "--noise-start 0.5" in out and "--no-eos-split" in out and max(map(len, out.splitlines())) <= 120
 
 
 REFUSED = {
