@@ -144,7 +144,8 @@ def test_every_sampling_field_and_alias_is_a_flag():
 
 def test_engine_flags_reach_the_engine():
     engine = FakeEngine()
-    flags = "--model m --adapter none --device cpu --dtype bfloat16 --ops attention=reference --threads 2 --no-merge --no-batch-invariant --mask-token M"
+    flags = "--model m --adapter none --device cpu --dtype bfloat16 --ops attention=reference --threads 2 --no-merge"
+    flags += " --no-batch-invariant --mask-token M"
     assert run("a", *flags.split(), engine=engine) == 0
     config = engine.load_arguments["config"]
     assert (engine.load_arguments["model"], engine.load_arguments["adapter"]) == ("m", None)
