@@ -70,17 +70,20 @@ class Record:
         self.entries[key] = value
 
 
-class EnumLookup(Record):
-    """`getattr(EnumClass, "NAME")`, the way Python 3.11 pickles an enum member: inert, and refused for anything that is not that."""
+class Attribute(Record):
+    """`getattr(owner, "name")`, inert: how Python pickles an enum member, and the bound method that PEFT keeps of its base model.
+
+    Only a plain name of a known class, or of an object of one, may be asked for; anything else, and any chain, is refused.
+    """
 
     __slots__ = ()
     origin = ("builtins", "getattr")
 
-    def __new__(cls, *args: Any) -> EnumLookup:
+    def __new__(cls, *args: Any) -> Attribute:
         owner, name = args if len(args) == 2 else (None, None)
-        is_listed = isinstance(owner, type) and issubclass(owner, Record) and owner.origin not in NAMED
-        if not (is_listed and isinstance(name, str) and name.isidentifier() and not name.startswith("_")):
-            raise Refused("getattr on something that is not an enumeration of peft or transformers")
+        is_known = (isinstance(owner, Record) or (isinstance(owner, type) and issubclass(owner, Record))) and owner.origin not in NAMED
+        if not (is_known and isinstance(name, str) and name.isidentifier() and not name.startswith("_")):
+            raise Refused("getattr of something that is not a plain name of a known class")
         return super().__new__(cls, *args)
 
 
@@ -151,7 +154,7 @@ class _InertUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type[Record]:
         _refuse_unknown(module, name)
         if name == "getattr" and module in ("builtins", "__builtin__"):
-            return EnumLookup
+            return Attribute
         origin = (module, name)
         if origin not in self._classes:
             self._classes[origin] = type(name, (Record,), {"__slots__": (), "origin": origin})

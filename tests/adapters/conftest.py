@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoint import make_tiny
 
 from lad_engine.adapters.low_rank import Adapter, LowRank
 from lad_engine.adapters.targets import is_target, linear_shapes, short_names
@@ -16,6 +15,7 @@ from lad_engine.model.transformer import Transformer
 from lad_engine.model.weights import Checkpoint, open_checkpoint
 from lad_engine.ops import select_ops
 from lad_engine.text.codec import TextCodec, load_tokenizer
+from tiny_checkpoint import make_tiny
 
 
 @pytest.fixture(scope="session")

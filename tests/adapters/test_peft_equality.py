@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoint import make_tiny
 
 from lad_engine.adapters.attach import attach, merge
 from lad_engine.adapters.low_rank import Adapter
 from lad_engine.adapters.reader import read_adapter
 from lad_engine.adapters.write_peft import write_peft_folder
 from lad_engine.model.transformer import Transformer
+from tiny_checkpoint import make_tiny
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
