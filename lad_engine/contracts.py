@@ -113,7 +113,8 @@ class TokenRule:
 
     temperature, top_p, cfg_scale: `[B]` fp32; top_k: `[B]` int64 (0 keeps all); drop_crossing, full_confidence: `[B]` bool.
     bias_ids: `[M]` int64; bias_values: `[B, M]` fp32 added to those logits (-inf forbids a token).
-    max_top_k: largest top_k of the batch, 0 where some row keeps all. samples_all: some row draws from the unfiltered softmax.
+    max_top_k: candidates to sort, the largest top_k of the batch; 0 where a row has top_p < 1 without top_k (the whole vocabulary).
+    samples_all: some row draws from the unfiltered softmax.
     """
 
     temperature: Tensor

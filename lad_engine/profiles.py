@@ -10,6 +10,11 @@ from typing import Any
 from .errors import ConfigError
 
 
+def profile_names() -> tuple[str, ...]:
+    """Return the names of all profiles, in the order of the file."""
+    return tuple(_read())
+
+
 def profile_meanings() -> dict[str, str]:
     """Return every profile's name and one paragraph on what it does and where it differs from its source."""
     return {name: profile["meaning"] for name, profile in _read().items()}

@@ -120,7 +120,7 @@ def remask(
     if rules.used & {"clusters", "bernoulli"}:
         uniforms = ops.uniform(seeds, columns, step, RENOISE)
         covered = cluster_cover(uniforms, now.visible, now.clusters, now.cluster_size)
-        drawn = uniforms.double() < now.probability[:, None]
+        drawn = (uniforms.double() < now.probability[:, None]) | (is_eos & rules.delays_eos[:, None])
         masked = masked | (eligible & ((covered & rules.is_clusters[:, None]) | (drawn & rules.is_bernoulli[:, None])))
     if "retain" in rules.used:
         drawn = ops.uniform(seeds, columns, step, RETAIN)

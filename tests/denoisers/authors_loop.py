@@ -89,7 +89,8 @@ def renoise(answer: list[int], pool: list[int], window: int, i: int, params, con
     if params.remasking == "none":
         return []
     if params.remasking == "bernoulli":
-        return [r for r in pool if draw(r) < eta(params, i)]
+        delays = params.eos_treatment == "low_confidence"
+        return [r for r in pool if draw(r) < eta(params, i) or (delays and answer[r] in eos_ids)]
     if params.remasking == "clusters":
         if n == 0:
             return []

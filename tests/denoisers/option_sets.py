@@ -20,6 +20,7 @@ OPTION_SETS = {
     "clusters_wide": {"remasking": "clusters", "cluster_size": 0.7, **SAMPLED},
     "clusters_permanent": {"remasking": "clusters", "cluster_size": 0.5, "permanent_unmask": True, **SAMPLED},
     "bernoulli": {"remasking": "bernoulli", "noise_schedule": "linear", **SAMPLED},
+    "bernoulli_delayed_eos": {"remasking": "bernoulli", **LATE_EOS, **SAMPLED},
     "confidence": {"remasking": "confidence", **SAMPLED},
     "confidence_greedy": {"remasking": "confidence", "noise_schedule": "linear", **GREEDY},
     "confidence_split": {"remasking": "confidence", "eos_split": True, "eos_bias": -2.0, **SAMPLED},
