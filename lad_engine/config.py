@@ -167,7 +167,9 @@ def _check_sampling(p: SamplingParams) -> None:
     if p.remasking == "transfer" and (p.retention != "none" or p.permanent_unmask or p.tokens_per_step is not None):
         raise ConfigError('remasking="transfer" commits tokens for good, so retention, permanent_unmask and tokens_per_step do not apply.')
     if p.retention != "none" and p.remasking not in ("random", "confidence"):
-        raise ConfigError(f'retention="{p.retention}" chooses the masked positions itself, expected remasking "random" or "confidence", got "{p.remasking}".')
+        raise ConfigError(
+            f'retention="{p.retention}" chooses the masked positions itself; remasking is "{p.remasking}", expected random or confidence.'
+        )
 
 
 def _at_least(name: str, value: Any, low: int) -> None:

@@ -74,7 +74,7 @@ def structured_noise(
     if variant != "mask_only":
         tokens = _swap(tokens, uniform(seeds, columns, step, CORRUPT_SWAP) < rate[:, None], answer_length)
         tokens = _duplicate(tokens, uniform(seeds, columns, step, CORRUPT_DUPLICATE), rate[:, None], answer_length)
-        tokens = _copy_span(tokens, uniform(seeds, columns[:4], step, CORRUPT_SPAN), rate, answer_length)
+        tokens = _copy_span(tokens, uniform(seeds, torch.arange(4, device=ids.device), step, CORRUPT_SPAN), rate, answer_length)
 
     back = (columns[None] - answer_start[:, None]).clamp(min=0)
     inside = (columns[None] >= answer_start[:, None]) & (columns[None] < lengths[:, None])

@@ -9,6 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
 
 class MetricsFile:
     """JSON Lines, one object per report; on resume, lines after the checkpoint's step are dropped so that steps stay unique."""
@@ -49,10 +53,6 @@ class Progress:
         self.begun, self.tokens = time.perf_counter(), 0
         self.bar, self.task = None, None
         if is_shown and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
             clocks = (TimeElapsedColumn(), TimeRemainingColumn())
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), *clocks, TextColumn("{task.fields[note]}"))
             self.bar = Bar(*columns, console=Console(stderr=True))
