@@ -1,11 +1,12 @@
 """The authors' decoding loops in plain Python lists, as the specification describes them, drawing from the same random numbers.
 
 It shares no code with the engine: Philox, the schedules, the token choice and every re-noising policy are written out again.
-`predict(ids, step)` may be replaced, so that the loop can also be run over a full-size model.
+`predict(ids, prompt length, step)` is the caller's, so that the loop also runs over a full-size model; `choose` picks its tokens.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 import struct
 from collections.abc import Callable
@@ -36,10 +37,11 @@ def choose(logits: list[float], u: float, params, mask_id: int, eos_ids: tuple[i
     forbidden = {mask_id, *params.suppress_tokens, *(eos_ids if params.eos_treatment == "forbid" else ())}
     for token in forbidden:
         logits[token] = -math.inf
-    order = sorted(range(len(logits)), key=lambda v: -logits[v])
+    # The same as sorting everything and taking the first, ties to the lower id.
+    order = heapq.nsmallest(params.top_k or len(logits), range(len(logits)), key=lambda v: -logits[v])
     scale = params.temperature if params.temperature > 0 else 1.0
     weight = [math.exp((x - logits[order[0]]) / scale) for x in logits]
-    kept = order[: params.top_k] if params.top_k else order
+    kept = order
     if params.top_p < 1:
         mass, running, survivors = sum(weight[v] for v in kept), 0.0, []
         for v in kept:
