@@ -20,7 +20,7 @@ import lad_engine
 
 from .config import SamplingParams
 from .contracts import GenerationResult, StepEvent
-from .errors import ConfigError, LadError
+from .errors import ConfigError, LadError, RequestError
 from .profiles import load_profile, profile_meanings
 from .terminal.arguments import as_flag, parse, sampling_settings
 from .terminal.live import CanvasPainter, LiveView, printable
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, stdout: Console, stderr: Console, load: L
     if arguments.replay is not None:
         replay(arguments, screen)
         return 0
-    prompts = [] if arguments.drift_report and not _has_prompt(arguments) else read_prompts(arguments, sys.stdin.buffer)
+    prompts = [] if arguments.drift_report and not _has_prompt(arguments) else read_prompts(arguments, _standard_input)
     settings = _checked_settings(arguments)
     if arguments.trace is not None:
         check_writable(Path(arguments.trace))
@@ -243,6 +243,12 @@ def _summary(record: dict[str, Any]) -> str:
         f"loaded in {timings['load_ms'] / 1e3:.2f} s",
     ]
     return " \u00b7 ".join(parts)
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise RequestError("PROMPT is -, but standard input is closed. Give the prompt in quotes.")
+    return sys.stdin.buffer.read()
 
 
 def _has_prompt(arguments: argparse.Namespace) -> bool:

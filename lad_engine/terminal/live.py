@@ -16,7 +16,7 @@ from ..contracts import StepEvent
 
 # Most pieces begin with their space, so a mask does too: words then appear where the mask stood.
 MASK_BLOCK = " \u2591\u2591\u2591"
-END_MARK = "\u23f9"
+END_MARK, NEWLINE = "\u23f9", "\u21b5"
 FRAMES_PER_SECOND = 20
 TITLE_WIDTH = 20
 # How each status reads beside its colour; "settled" is the plain one.
@@ -49,7 +49,10 @@ class CanvasPainter:
             elif token in self._eos_ids:
                 text.append(END_MARK, style)
             else:
-                shown = printable(self._piece(token)).replace("\n", "\u21b5" if one_line else "\u21b5\n")
+                # A run of newlines breaks the line once, or an undecided canvas would fill the screen with them.
+                is_blank = bool(text) and not text.plain.rpartition("\n")[2].strip(NEWLINE)
+                breaks = "" if one_line or is_blank else "\n"
+                shown = printable(self._piece(token)).replace("\n", NEWLINE + breaks)
                 text.append(shown, style if status == "fixed" else style + confidence_style(confidence))
         rest = len(event.token_ids) - tail
         if rest:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import ConfigError, RequestError
 from ..text.prompts import Prompt
 
 
-def read_prompts(arguments: argparse.Namespace, stdin: BinaryIO) -> list[Prompt]:
-    """Return the prompts in order; RequestError or ConfigError names the file, the line and what is wrong with it."""
+def read_prompts(arguments: argparse.Namespace, stdin: Callable[[], bytes]) -> list[Prompt]:
+    """Return the prompts in order; `stdin` is only called where standard input was asked for.
+
+    Raises:
+        RequestError, ConfigError: naming the file, the line and what is wrong with it.
+    """
     extras = {name: getattr(arguments, name) for name in ("system", "draft", "infill", "format") if getattr(arguments, name) is not None}
     if arguments.prompts is not None:
         if arguments.prompt is not None:
@@ -23,13 +27,13 @@ def read_prompts(arguments: argparse.Namespace, stdin: BinaryIO) -> list[Prompt]
         return _read_batch(arguments.prompts, extras, stdin)
     if arguments.prompt is None and arguments.infill is None:
         raise ConfigError('PROMPT is missing, expected a question. Give one in quotes, "-" for standard input, or --prompts FILE.')
-    text = _decoded(stdin.read(), "standard input").rstrip("\n") if arguments.prompt == "-" else arguments.prompt
+    text = _decoded(stdin(), "standard input").rstrip("\n") if arguments.prompt == "-" else arguments.prompt
     return [Prompt(text=text, **extras)]
 
 
-def _read_batch(name: str, extras: dict[str, str], stdin: BinaryIO) -> list[Prompt]:
+def _read_batch(name: str, extras: dict[str, str], stdin: Callable[[], bytes]) -> list[Prompt]:
     """One prompt per line; where the first line is a JSON object, every line is one. Blank lines are skipped."""
-    text = _decoded(stdin.read(), "standard input") if name == "-" else read_text(Path(name), "--prompts")
+    text = _decoded(stdin(), "standard input") if name == "-" else read_text(Path(name), "--prompts")
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise RequestError(f"--prompts: {name} holds no prompt, expected one per line. Fill it.")

@@ -123,6 +123,8 @@ def test_the_run_of_end_tokens_is_one_sign_and_newlines_are_seen():
     text = painter().canvas(event(token_ids=(2, 7, END, END), status=("settled",) * 4))
     assert text.plain == "The↵\n ⏹ ×2"
     assert painter().canvas(event(token_ids=(2, 7, END, END), status=("settled",) * 4), one_line=True).plain == "The↵ ⏹ ×2"
+    blank = painter().canvas(event(token_ids=(7, 7, 7, 2, 7), confidences=(1.0,) * 5, status=("new",) * 5))
+    assert blank.plain == "↵\n↵↵The↵\n"
     fixed_end = painter().canvas(event(token_ids=(2, 3, END), status=("new", "new", "fixed")))
     assert fixed_end.plain == "The capital⏹"
 
