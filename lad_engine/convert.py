@@ -64,7 +64,7 @@ def convert(options: argparse.Namespace) -> str:
         adapter = _with_facts(legacy_adapter(archive, state), options)
         if form != "full":
             return _write(adapter, target, form, options.dtype)
-        write_full_folder(target, archive, state, adapter, Path(options.tokenizer) if options.tokenizer else None)
+        write_full_folder(target, archive, state, adapter, Path(options.tokenizer) if options.tokenizer else None, options.dtype)
     return f"{target}: base model of {source.name}, with its adapter in adapter.safetensors"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import AdapterError, CheckpointError
 from ..model.weights import open_checkpoint
 from .inert_pickle import Record
-from .legacy import LegacyState, base_tensors, legacy_adapter
+from .legacy import LegacyState, base_tensors
 from .legacy_archive import LegacyArchive, TensorRef, mapping_of
 from .low_rank import Adapter
 from .single_file import save_single_file
@@ -55,16 +55,15 @@ CONFIG_FIELDS = (
 
 
 def write_full_folder(
-    folder: str | Path, archive: LegacyArchive, state: LegacyState, adapter: Adapter | None = None, tokenizer: Path | None = None
+    folder: str | Path, archive: LegacyArchive, state: LegacyState, adapter: Adapter, tokenizer: Path | None = None, dtype: str = "bfloat16"
 ) -> Path:
-    """Write config.json, the base weights in the dtype stored, adapter.safetensors, and the tokenizer files of `tokenizer`.
+    """Write config.json, the base weights in the dtype stored, adapter.safetensors (in `dtype`), and the tokenizer files of `tokenizer`.
 
     The result is opened and checked before it takes its place.
     Raises:
         AdapterError: the file holds no model config, its weights do not fit it, or the folder cannot be written.
     """
     folder = Path(folder)
-    adapter = adapter or legacy_adapter(archive, state)
     config, model = _config_record(archive, state)
     tensors = base_tensors(state)
     settings = _settings(config, model, tensors)
@@ -73,7 +72,7 @@ def write_full_folder(
     with whole_folder(folder, ADAPTER_NAME) as temporary:
         write_json(temporary / "config.json", settings)
         _write_shards(temporary, archive, tensors)
-        save_single_file(temporary / ADAPTER_NAME, adapter)
+        save_single_file(temporary / ADAPTER_NAME, adapter, dtype=dtype)
         _copy_tokenizer(temporary, tokenizer)
         try:
             open_checkpoint(temporary)

@@ -16,6 +16,7 @@ from ..errors import AdapterError
 STORAGES = ("HalfStorage", "BFloat16Storage", "FloatStorage", "DoubleStorage", "LongStorage", "IntStorage", "ShortStorage", "CharStorage")
 STORAGES += ("ByteStorage", "BoolStorage")
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+WRAPPER_CLASSES = ("CustomTransformerModel", "CustomTransformerConfig")
 NAMED = {
     *(("torch", name) for name in (*STORAGES, *DTYPES, "device", "Size")),
     *(("torch._utils", name) for name in ("_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")),
@@ -24,7 +25,7 @@ NAMED = {
     *(
         (module, name)
         for module in ("__main__", "models", "models.custom_transformer", "model_config", "configs.model_config")
-        for name in ("CustomTransformerModel", "CustomTransformerConfig")
+        for name in WRAPPER_CLASSES
     ),
 }
 # whole-module pickles of PEFT-wrapped transformers models name classes of these modules and nothing else
@@ -71,7 +72,7 @@ class Record:
 
 
 class Attribute(Record):
-    """`getattr(owner, "name")`, inert: how Python pickles an enum member, and the bound method that PEFT keeps of its base model.
+    """`getattr(owner, "name")`, inert: how Python pickles an enum member, and the bound methods that PEFT and accelerate keep.
 
     Only a plain name of a known class, or of an object of one, may be asked for; anything else, and any chain, is refused.
     """
@@ -81,7 +82,8 @@ class Attribute(Record):
 
     def __new__(cls, *args: Any) -> Attribute:
         owner, name = args if len(args) == 2 else (None, None)
-        is_known = (isinstance(owner, Record) or (isinstance(owner, type) and issubclass(owner, Record))) and owner.origin not in NAMED
+        is_record = isinstance(owner, Record) or (isinstance(owner, type) and issubclass(owner, Record))
+        is_known = is_record and (owner.origin not in NAMED or owner.origin[1] in WRAPPER_CLASSES)
         if not (is_known and isinstance(name, str) and name.isidentifier() and not name.startswith("_")):
             raise Refused("getattr of something that is not a plain name of a known class")
         return super().__new__(cls, *args)

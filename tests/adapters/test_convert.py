@@ -19,6 +19,7 @@ from lad_engine.adapters.reader import read_adapter
 from lad_engine.convert import main
 from lad_engine.model.transformer import Transformer
 from lad_engine.text.codec import TextCodec
+from tiny_checkpoint import make_tiny
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -32,10 +33,16 @@ class Legacy:
     def __init__(self, base: Path, path: Path, module: str, dtype: torch.dtype) -> None:
         home = types.ModuleType(module)
         exec(
-            "import torch\n"
-            "class CustomTransformerConfig:\n    pass\n"
-            "class CustomTransformerModel(torch.nn.Module):\n"
-            "    def __init__(self, config, llama):\n        super().__init__()\n        self.config, self.llama = config, llama\n",
+            "import transformers, types\n"
+            "class CustomTransformerConfig(transformers.PretrainedConfig):\n    pass\n"
+            "class CustomTransformerModel(transformers.PreTrainedModel):\n"
+            "    def __init__(self, config, llama):\n"
+            "        super().__init__(config)\n"
+            "        self.llama = llama\n"
+            # what accelerate leaves on a model trained in mixed precision
+            "        self._original_forward = self.forward\n"
+            "        self.forward = types.MethodType(self.forward.__func__, self)\n"
+            "    def forward(self, ids):\n        return self.llama(ids)\n",
             home.__dict__,
         )
         with pytest.MonkeyPatch.context() as patch:
@@ -101,6 +108,15 @@ def test_a_legacy_file_becomes_a_model_folder(
     preflight(transformer, codec, read_adapter(folder / "adapter.safetensors"))
     # transformers agrees that it is a checkpoint
     assert transformers.AutoConfig.from_pretrained(folder).hidden_size == 64
+
+
+def test_a_tied_head_stays_tied_in_the_model_folder(tmp_path: Path, open_base: Callable[..., Transformer]) -> None:
+    made = Legacy(make_tiny(tmp_path / "tied", "smollm2"), tmp_path / "x.pth", "models", torch.float32)
+    assert main([str(made.path), str(tmp_path / "full"), "--to", "full", "--dtype", "float32"]) == 0
+    assert "lm_head.weight" not in load_file(tmp_path / "full" / "model.safetensors")
+    transformer = open_base(tmp_path / "full")
+    attach(transformer, read_adapter(tmp_path / "full" / "adapter.safetensors"))
+    assert close(logits(transformer), made.logits)
 
 
 @pytest.mark.parametrize("module", ["__main__", "model_config", "models.custom_transformer"])

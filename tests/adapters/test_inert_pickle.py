@@ -135,7 +135,7 @@ def test_getattr_serves_only_for_plain_names_of_known_classes(tmp_path: Path, da
 
 
 def test_an_enumeration_member_and_a_bound_method_stay_records() -> None:
-    for owner in (PEFT_CLASS, MODULE):
+    for owner in (PEFT_CLASS, MODULE, glob("models", "CustomTransformerModel") + b")\x81"):
         lookup = read_inert(program(call(glob("__builtin__", "getattr"), owner, text("state"))), "x")
         # not the attribute of that name, which a Record does have
         assert isinstance(lookup, Record) and lookup.args[1] == "state"
