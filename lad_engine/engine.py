@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
@@ -12,14 +13,14 @@ from typing import Any
 import torch
 
 from .adapters.attach import attach, merge
-from .adapters.drift import DriftReport, drift_report
+from .adapters.drift import DriftReport, drift_report, save_drift
 from .adapters.low_rank import Adapter
 from .adapters.preflight import preflight
 from .adapters.reader import read_adapter
 from .config import EngineConfig, SamplingParams
 from .contracts import AdapterFacts, Canvas, GenerationResult, ModelFacts, StepEvent
 from .denoisers.lad import LadDenoiser
-from .errors import ConfigError, RequestError
+from .errors import AdapterError, ConfigError, RequestError
 from .model.language_model import LanguageModel
 from .model.transformer import Transformer
 from .model.weights import Checkpoint, open_checkpoint
@@ -35,6 +36,7 @@ from .text.prompts import Prompt
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_ADAPTER = "default"
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -57,7 +59,7 @@ class Engine:
         self.model, self.codec, self.config, self.ops, self.load_ms = model, codec, config, ops, load_ms
         self.facts: ModelFacts = checkpoint.facts
         self.adapter_facts: AdapterFacts | None = adapter.facts if adapter is not None else None
-        self.mask_id = self.adapter_facts.mask_id if self.adapter_facts else codec.single_id(config.mask_token)
+        self.mask_id = self.adapter_facts.mask_id if self.adapter_facts else codec.piece_id(config.mask_token)
         self.eos_ids = _eos_ids(self.facts, self.adapter_facts)
         self._checkpoint, self._adapter = checkpoint, adapter
         self._denoiser = LadDenoiser(model, ops)
@@ -84,8 +86,10 @@ class Engine:
         started = time.perf_counter()
         config = _resolve(config or EngineConfig(), settings)
         ops = select_ops(config.ops, device=config.device)
+        # A path of the caller's is looked at before anything is downloaded.
+        checkpoint = open_checkpoint(model, progress=progress) if model is not None else None
         loaded = read_adapter(_default_adapter() if adapter == DEFAULT_ADAPTER else adapter) if adapter is not None else None
-        checkpoint = open_checkpoint(model, progress=progress)
+        checkpoint = checkpoint or open_checkpoint(None, progress=progress)
         codec = load_tokenizer(checkpoint.folder)
         transformer = _load_transformer(checkpoint, ops, config, progress)
         if loaded is not None:
@@ -123,13 +127,20 @@ class Engine:
     def drift(self) -> DriftReport:
         """Compare the merged weights with the unmerged low-rank path on the probe set, in the engine's dtype, on a freshly read base.
 
+        The report is saved beside the adapter; where that place cannot be written, a warning says so.
         Raises:
             ConfigError: the engine has no adapter.
         """
         if self._adapter is None:
             raise ConfigError("drift: this engine has no adapter, expected one. Load it with an adapter.")
         clean = _load_transformer(self._checkpoint, self.ops, self.config, None)
-        return drift_report(clean, self.codec, self._adapter)
+        report = drift_report(clean, self.codec, self._adapter)
+        if self._adapter.path is not None:
+            try:
+                save_drift(report, self._adapter.path)
+            except AdapterError as error:
+                log.warning("the drift report is not saved: %s", error)
+        return report
 
     def _run(self, prompts: Any, params: Any, wants_events: bool) -> Iterator[StepEvent | GenerationResult]:
         prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
@@ -139,6 +150,12 @@ class Engine:
         each = [shared] * len(prompts) if isinstance(shared, SamplingParams) else list(shared)
         if len(each) != len(prompts):
             raise ConfigError(f"params: {len(each)} given for {len(prompts)} prompts, expected one or as many as prompts.")
+        for one in each:
+            unknown = [token for token in one.suppress_tokens if not 0 <= token < self.facts.vocab_size]
+            if unknown:
+                raise ConfigError(
+                    f"suppress_tokens: id {unknown[0]} is given, expected 0 to {self.facts.vocab_size - 1} (the base's vocabulary)."
+                )
         canvases = [self._lay_out(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
         started = time.perf_counter()
         first_step_ms = None

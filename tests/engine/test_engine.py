@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -128,11 +129,12 @@ def test_fixed_words_of_an_infill_stay_where_they_are(engine: Engine):
     assert len(result.token_ids) == len(fixed) + 5
 
 
-def test_drift_is_measured_on_a_clean_base(engine: Engine):
+def test_drift_is_measured_on_a_clean_base_and_saved_beside_the_adapter(engine: Engine, adapter: Path):
     before = engine.generate(PROMPTS[0], engine.sampling("paper", max_new_tokens=4, steps=2))[0].token_ids
     report = engine.drift()
     assert report.token_agreement == 1.0
     assert report.max_logit_difference < 1e-3
+    assert json.loads(adapter.with_suffix(".drift.json").read_text())["token_agreement"] == 1.0
     assert engine.generate(PROMPTS[0], engine.sampling("paper", max_new_tokens=4, steps=2))[0].token_ids == before
 
 
@@ -171,6 +173,8 @@ def test_prompts_and_params_must_fit_each_other(engine: Engine):
         engine.generate([])
     with pytest.raises(ConfigError, match="2 given for 3 prompts"):
         engine.generate(PROMPTS, [engine.sampling()] * 2)
+    with pytest.raises(ConfigError, match="id 99999 is given, expected 0 to 319"):
+        engine.generate(PROMPTS[0], engine.sampling(suppress_tokens=(99999,)))
     with pytest.raises(RequestError, match="expected at most 512"):
         engine.generate(PROMPTS[0], engine.sampling(max_new_tokens=5000))
 
