@@ -103,13 +103,15 @@ class EngineConfig:
     """What the operator chose: where the model runs, in which precision, with which ops.
 
     dtype "auto" is bfloat16 where the hardware computes in it, float32 elsewhere. merge False keeps the adapter's low-rank path
-    beside the weights. batch_invariant None means on for CPU. ops is a backend name, or "op=backend,op=backend". mask_token is the
-    piece that stands for a hidden position where no adapter names one (the authors' "MASK"). threads: CPU threads, None leaves torch's.
+    beside the weights. any_base True accepts an adapter made for another base of the same shapes. batch_invariant None means on for
+    CPU. ops is a backend name, or "op=backend,op=backend". mask_token is the piece that stands for a hidden position where no adapter
+    names one (the authors' "MASK"). threads: CPU threads, None leaves torch's.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     merge: bool = True
+    any_base: bool = False
     batch_invariant: bool | None = None
     ops: str = "auto"
     mask_token: str = "MASK"

@@ -93,7 +93,7 @@ class Engine:
         codec = load_tokenizer(checkpoint.folder)
         transformer = _load_transformer(checkpoint, ops, config, progress)
         if loaded is not None:
-            loaded = preflight(transformer, codec, loaded).adapter
+            loaded = preflight(transformer, codec, loaded, shapes_only=config.any_base).adapter
             if config.merge:
                 # Kept originals would double the memory of the adapted weights; `drift` reads the base again instead.
                 merge(transformer, loaded, keep_originals=False)

@@ -211,6 +211,7 @@ def _loaded(arguments: argparse.Namespace, stderr: Console, load: Load | None) -
         device=arguments.device,
         dtype=arguments.dtype,
         merge=arguments.merge,
+        any_base=arguments.any_base,
         batch_invariant=arguments.batch_invariant,
         ops=arguments.ops,
         threads=arguments.threads,

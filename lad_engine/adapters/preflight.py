@@ -81,7 +81,7 @@ def _check_fingerprint(facts: AdapterFacts, base: ModelFacts) -> None:
     if facts.base_fingerprint and base.fingerprint and facts.base_fingerprint != base.fingerprint:
         raise AdapterError(
             f"{facts.name}: base is {base.name or 'unnamed'} (fingerprint {base.fingerprint[:12]}), expected the one it was made for, "
-            f"{facts.base_name or 'unnamed'} ({facts.base_fingerprint[:12]}). Load that base, or check shapes only (shapes_only)."
+            f"{facts.base_name or 'unnamed'} ({facts.base_fingerprint[:12]}). Load that base, or accept any of these shapes (--any-base)."
         )
 
 

@@ -150,6 +150,7 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--ops", default="auto", metavar="SPEC", help="auto, a backend, or attention=reference,renoise=cpu")
     group.add_argument("--threads", type=_integer, metavar="N", help="CPU threads")
     group.add_argument("--no-merge", dest="merge", action="store_false", help="keep the adapter beside the weights")
+    group.add_argument("--any-base", action="store_true", help="accept an adapter made for another base of the same shapes")
     group.add_argument(
         "--batch-invariant",
         action=argparse.BooleanOptionalAction,

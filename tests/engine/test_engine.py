@@ -152,6 +152,7 @@ def test_an_adapter_of_another_base_is_refused(adapter: Path, tmp_path):
     make_tiny(tmp_path, family="llama", tie=True, seed=1)
     with pytest.raises(AdapterError, match="fingerprint"):
         Engine.load(tmp_path, adapter=adapter)
+    assert Engine.load(tmp_path, adapter=adapter, any_base=True).adapter_facts.name == "tiny"
 
 
 @pytest.mark.parametrize(
