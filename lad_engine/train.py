@@ -7,7 +7,8 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +25,7 @@ from .training.checkpoint import list_checkpoints
 from .training.config import TrainConfig, field_kinds
 from .training.data import Limits, load_examples, parse_source
 from .training.export import adapter_facts, export_adapter
+from .training.gradients import differentiable
 from .training.lora import attach_trainable
 from .training.metrics import MetricsFile, plot_losses
 from .training.processes import Processes, join_processes
@@ -102,9 +104,9 @@ def _run(config: TrainConfig, options: argparse.Namespace) -> int:
     if options.resume:
         say(trainer.resume())
     _write_config(run, config, processes)
-    stopped = _stop_on_signals()
-    trainer.should_stop = lambda: bool(stopped)
-    is_finished = trainer.train()
+    with _stop_on_signals() as stopped:
+        trainer.should_stop = lambda: bool(stopped)
+        is_finished = trainer.train()
     if processes.is_main and config.plot:
         plot_losses(MetricsFile(run / "metrics.jsonl", trainer.counters.step).read(), run / "loss.png", config.name)
     if is_finished:
@@ -128,8 +130,8 @@ def _build(
     train, validation, counts = load_examples(map(parse_source, config.data), codec, limits, config.val_share)
     dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items() if count and reason != "kept")
     say(f"{len(train)} examples to train on, {len(validation)} for validation" + (f"; dropped: {dropped}" if dropped else "") + ".")
-    # Reference ops: the only ones that autograd can differentiate.
-    ops = select_ops("reference", device=device.type)
+    # The other backends have no backward pass.
+    ops = differentiable(select_ops("reference", device=device.type))
     transformer = Transformer.from_tensors(checkpoint.facts, checkpoint.tensors(), ops, dtype, device)
     transformer.head.predicts_next_token = config.predicts_next_token
     start = read_adapter(config.init_adapter) if config.init_adapter else None
@@ -177,12 +179,16 @@ def _placement(config: TrainConfig, processes: Processes) -> tuple[torch.device,
     return device, torch.bfloat16 if has_bf16 else torch.float32
 
 
-def _stop_on_signals() -> list[int]:
-    """Return a list that fills when SIGTERM or SIGINT arrives; the loop then ends after the current update."""
+@contextmanager
+def _stop_on_signals() -> Iterator[list[int]]:
+    """Yield a list that fills when SIGTERM or SIGINT arrives; the loop then ends after the current update."""
     received: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda which, _: received.append(which))
-    return received
+    before = {number: signal.signal(number, lambda which, _: received.append(which)) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _write_config(run: Path, config: TrainConfig, processes: Processes) -> None:

@@ -16,6 +16,7 @@ CORRUPTIONS = ("paper", "code", "mask_only", "mixed")
 LOSSES = ("all", "answer", "corrupted", "mask_only")
 TRAIN_DTYPES = ("auto", "float32", "bfloat16")
 TOO_LONG = ("drop", "truncate")
+KIND_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a list of texts"}
 BELOW_ONE = ("dropout", "beta1", "beta2", "label_smoothing")
 
 
@@ -150,7 +151,7 @@ def _check_type(name: str, value: Any) -> None:
         return
     accepted = {float: (int, float), tuple: (list, tuple, str)}.get(kind, (kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"config: {name} is {value!r}, expected {'a list of strings' if kind is tuple else f'a {kind.__name__}'}.")
+        raise ConfigError(f"config: {name} is {value!r}, expected {KIND_NAMES[kind]}.")
 
 
 def _check(c: TrainConfig) -> None:

@@ -64,7 +64,7 @@ class MicroBatch:
 class Trainer:
     """One run over tokenised examples.
 
-    model: anything with `hidden(ids, lengths, recomputes)` and `head` (LanguageModel); trainable: its attached pairs.
+    model: a LanguageModel, its transformer in training mode where dropout is on; trainable: its attached pairs.
     export: called with the step at every checkpoint to write the adapter. should_stop: asked after every update.
     """
 
@@ -123,6 +123,8 @@ class Trainer:
         saved_at = counters.step if counters.step else -1
         try:
             if counters.step == 0:
+                # Dropout draws from torch's own generator; a resumed run has restored it.
+                torch.manual_seed(config.seed + self.processes.index)
                 self._validate(metrics, progress)
             while counters.step < config.steps and not self._is_stopping():
                 tokens_before = counters.tokens
@@ -216,7 +218,9 @@ class Trainer:
     def _validate(self, metrics: MetricsFile | None, progress: Progress) -> None:
         if not self.processes.is_main or not self.validation.batches:
             return
+        self.model.transformer.eval()
         values = validate(self.model, self.ops, self.validation, self.mask_id, self.device)
+        self.model.transformer.train(self.config.dropout > 0)
         self._write(metrics, {"step": self.counters.step, **values})
         shown = "  ".join(f"{name[9:].replace('_', ' ')} {value:.3f}" for name, value in values.items() if name.startswith("val_loss_"))
         recovered = "/".join(f"{100 * value:.0f}" for name, value in values.items() if name.startswith("val_recovered_"))
