@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LadError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Stopped before training began; nothing was written.", file=sys.stderr)
+        return 130
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -95,7 +98,7 @@ def _run(config: TrainConfig, options: argparse.Namespace) -> int:
     for source in sources:
         if not source.where.startswith("hf:") and not Path(source.where).is_file():
             raise TrainingError(f"data: {source.where} does not exist. Give a JSON Lines file, or hf:ID for a dataset of the hub.")
-    processes = join_processes()
+    processes = join_processes(uses_cpu=config.device == "cpu" or not torch.cuda.is_available())
     say = _sayer(options.quiet or not processes.is_main)
     device, dtype = _placement(config, processes)
     if config.threads:

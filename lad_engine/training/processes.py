@@ -36,8 +36,8 @@ class Processes:
             offset += tensor.numel()
 
 
-def join_processes() -> Processes:
-    """Join the processes of `accelerate launch` or torchrun, or be alone.
+def join_processes(uses_cpu: bool) -> Processes:
+    """Join the processes of `accelerate launch` or torchrun, or be alone; `uses_cpu` keeps them off the accelerators.
 
     Raises:
         TrainingError: launched in several processes without accelerate installed.
@@ -48,5 +48,9 @@ def join_processes() -> Processes:
         from accelerate import PartialState
     except ImportError as error:
         raise TrainingError("train: several processes were launched, which needs accelerate. Run: pip install accelerate.") from error
-    state = PartialState()
+    # Without the flag accelerate starts no process group on a machine that has no accelerator.
+    state = PartialState(cpu=uses_cpu)
+    wanted = int(os.environ["WORLD_SIZE"])
+    if state.num_processes != wanted:
+        raise TrainingError(f"train: accelerate joined {state.num_processes} processes, expected {wanted}. Use accelerate launch.")
     return Processes(state.process_index, state.num_processes, state.device)

@@ -179,8 +179,9 @@ class Trainer:
         # Every process walks the same order and keeps its own share.
         taken = [self.order.take(counters.position) for _ in range(self.processes.count)]
         indices = taken[self.processes.index]
-        draw_step = torch.tensor(counters.draw)
-        draw = float(self.ops.uniform(torch.tensor([config.seed]), torch.tensor([self.processes.index]), draw_step, DATA_ORDER))
+        # N processes then make the same draws as one process with N times the accumulation.
+        draw_step = torch.tensor(counters.draw * self.processes.count + self.processes.index)
+        draw = float(self.ops.uniform(torch.tensor([config.seed]), torch.tensor([0]), draw_step, DATA_ORDER))
         counters.draw += 1
         window = window_length(int(self.examples.total[indices].max()), config.max_length, config.eos_pads, config.tail_power, draw)
         batch = lay_out_batch(self.examples, indices, self.eos_id, window)

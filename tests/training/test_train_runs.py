@@ -174,3 +174,27 @@ def test_settings_come_from_a_file_and_flags_win(place, capsys):
     file.write_text('steps = "nine"\n')
     assert main(flags[:2]) == 2
     assert "steps is 'nine', expected an integer" in capsys.readouterr().err
+
+
+def test_two_processes_draw_what_one_draws_with_twice_the_accumulation():
+    from lad_engine.ops import select_ops
+    from lad_engine.training.batches import BatchOrder
+    from lad_engine.training.config import TrainConfig
+    from lad_engine.training.data import Examples
+    from lad_engine.training.processes import Processes
+    from lad_engine.training.trainer import Counters
+
+    examples = Examples([torch.arange(3, 8).numpy()] * 24, [torch.full((n,), 9).numpy() for n in range(1, 25)], range(24), [1.0] * 24)
+
+    def drawer(processes):
+        trainer = Trainer.__new__(Trainer)
+        trainer.config, trainer.ops, trainer.processes = TrainConfig(max_length=48, corruption="mixed"), select_ops("reference"), processes
+        trainer.examples, trainer.order, trainer.counters = examples, BatchOrder(examples, 4, 0), Counters()
+        trainer.mask_id, trainer.eos_id, trainer.device = 2, 1, torch.device("cpu")
+        return trainer
+
+    alone, first, second = drawer(Processes()), drawer(Processes(0, 2)), drawer(Processes(1, 2))
+    for _ in range(4):
+        for part in (first, second):
+            want, got = alone.draw(), part.draw()
+            assert torch.equal(got.ids, want.ids) and torch.equal(got.weight, want.weight)
