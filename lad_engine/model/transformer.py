@@ -50,8 +50,9 @@ class DecoderLayer(nn.Module):
         H, G, K, eps = self.facts.query_heads, self.facts.kv_heads, self.facts.head_width, self.facts.norm_eps
         y, h = ops.add_rmsnorm(x, residual, self.input_norm, eps)
         heads = self.qkv(y, ops.lora_linear).view(B, T, H + 2 * G, K)
-        rotated = ops.rotary(heads[:, :, : H + G], *tables)
-        q, k, v = rotated[:, :, :H], rotated[:, :, H:], heads[:, :, H + G :]
+        # split, not slices: its backward pass writes the pieces into one buffer.
+        positional, v = heads.split((H + G, G), dim=2)
+        q, k = ops.rotary(positional, *tables).split((H, G), dim=2)
         if cache is not None:
             k, v = cache.extend(self.index, k, v)
         mixed = ops.attention(q, k, v, lengths, is_causal).reshape(B, T, H * K)
