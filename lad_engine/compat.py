@@ -209,8 +209,9 @@ def _space_params(given: dict[str, Any], prompt_length: Callable[[], int]) -> Sa
         noise_schedule="exponential",
         noise_start=asked["noise_start"],
         noise_sharpness=asked["sharpness"],
-        noise_clip=asked["noise_clipping"],
-        cluster_size=asked["clustering"],
+        # As in the demo, only one policy reads each of these two.
+        **({"noise_clip": asked["noise_clipping"]} if remasking == "weighted" else {}),
+        **({"cluster_size": asked["clustering"]} if remasking == "clusters" else {}),
         remasking=remasking,
         permanent_unmask=bool(asked["use_permanent_unmasking"]),
         eos_split=remasking == "weighted",

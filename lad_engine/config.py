@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,51 @@ ALIASES = {
     "max_tokens": "max_new_tokens",
     "noise_level": "noise_start",
 }
-SCHEDULES = ("exponential", "linear")
 REMASKINGS = ("none", "random", "clusters", "bernoulli", "confidence", "weighted", "transfer")
-RETENTIONS = ("none", "editable", "locked")
-TOP_P_RULES = ("keep_crossing", "drop_crossing")
-SELECTIONS = ("confidence", "random")
-CONFIDENCES = ("kept", "full")
-EOS_TREATMENTS = ("none", "low_confidence", "forbid")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# What a sampling parameter may be whatever the others are: named values, a smallest integer, a range.
+CHOICES = {
+    "noise_schedule": ("exponential", "linear"),
+    "remasking": REMASKINGS,
+    "retention": ("none", "editable", "locked"),
+    "top_p_rule": ("keep_crossing", "drop_crossing"),
+    "selection": ("confidence", "random"),
+    "confidence": ("kept", "full"),
+    "eos_treatment": ("none", "low_confidence", "forbid"),
+}
+LEAST = {"max_new_tokens": 1, "steps": 1, "block_length": 1, "tokens_per_step": 1, "top_k": 0, "seed": 0}
+RANGES = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "noise_start": (0.0, 1.0),
+    "noise_sharpness": (1e-6, 1000.0),
+    "noise_clip": (0.0, 1.0),
+    "cluster_size": (0.0, 1.0),
+    "eos_bias": (-1e4, 1e4),
+    "cfg_scale": (0.0, 100.0),
+}
+RENOISING = tuple(name for name in REMASKINGS if name not in ("none", "transfer"))
+# Settings that only some rules read: whether anything reads them under the others, and what would.
+READ_WITH: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
+    "block_length": (lambda p: p["remasking"] == "transfer", "remasking transfer (tokens_per_step makes a growing window)"),
+    "noise_schedule": (lambda p: p["remasking"] in RENOISING, "a remasking that puts noise back"),
+    "noise_sharpness": (
+        lambda p: p["remasking"] in RENOISING and p["noise_schedule"] == "exponential",
+        "noise_schedule exponential and a remasking that puts noise back",
+    ),
+    "noise_clip": (lambda p: p["remasking"] == "weighted", "remasking weighted"),
+    "cluster_size": (lambda p: p["remasking"] == "clusters", "remasking clusters"),
+    "permanent_unmask": (lambda p: p["remasking"] in RENOISING, "a remasking that puts noise back"),
+    "selection": (lambda p: p["retention"] != "none" or p["remasking"] == "transfer", "retention or remasking transfer"),
+    "eos_split": (
+        lambda p: p["retention"] != "none" or p["remasking"] in ("random", "confidence", "weighted"),
+        "retention or remasking random, confidence or weighted",
+    ),
+    "eos_treatment": (
+        lambda p: p["eos_treatment"] == "forbid" or p["retention"] != "none" or p["remasking"] in ("bernoulli", "confidence", "transfer"),
+        "retention or remasking bernoulli, confidence or transfer (forbid with any)",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -47,10 +84,11 @@ class SamplingParams:
         "bernoulli" each position by itself; "confidence" the n least confident; "weighted" n without replacement with weight
         max(1-confidence, noise_clip); "transfer" the LLaDA budget (tokens commit, nothing is re-noised).
         permanent_unmask: a position once shown is never masked again (still re-predicted).
-        retention: round((1-p)*A) positions are kept each step, "editable" or "locked"; selection: kept or transferred by
-        confidence or at random. eos_split: share the re-noising budget between text and EOS positions in proportion.
-        eos_treatment: for "transfer", EOS predictions commit last ("low_confidence") or never ("forbid").
+        retention: round((1-p)*A) positions are kept each step, "editable" or "locked", all others masked; selection: kept or
+        transferred by confidence or at random. eos_split: share the budget between text and EOS positions in proportion.
+        eos_treatment: EOS predictions count as the least sure ("low_confidence") or are never made ("forbid").
         cfg_scale: w in l = l_u + (w + 1)(l_c - l_u); 0 is off.
+    A setting that nothing reads under the others is refused (READ_WITH).
     """
 
     max_new_tokens: int = 64
@@ -139,38 +177,53 @@ def canonical_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def check_setting(name: str, value: Any) -> None:
+    """Raise ConfigError where `value` cannot hold for the sampling parameter `name`, whatever the others are."""
+    if name in CHOICES:
+        _one_of(name, value, CHOICES[name])
+    elif name in LEAST:
+        if value is not None or name not in ("block_length", "tokens_per_step"):
+            _at_least(name, value, LEAST[name])
+        if name == "seed" and value >= 2**63:
+            raise ConfigError(f"seed is {value}, expected an integer below 2**63.")
+    elif name in RANGES:
+        _between(name, value, *RANGES[name])
+    elif name == "suppress_tokens":
+        for token in value:
+            _at_least("suppress_tokens: an id", token, 0)
+    elif name == "stop":
+        if not all(isinstance(text, str) and text for text in value):
+            raise ConfigError(f"stop is {value!r}, expected texts that are not empty.")
+    elif name != "profile" and not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}, expected true or false.")
+
+
+def unread_settings(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sampling parameters that differ from their defaults although nothing reads them, each with what would.
+
+    Args:
+        values: canonical names; what is absent has its default.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
+    full = {**defaults, **values}
+    return {name: readers for name, (is_read, readers) in READ_WITH.items() if full[name] != defaults[name] and not is_read(full)}
+
+
 def _check_sampling(p: SamplingParams) -> None:
-    _at_least("max_new_tokens", p.max_new_tokens, 1)
-    _at_least("steps", p.steps, 1)
-    for name in ("block_length", "tokens_per_step"):
-        if getattr(p, name) is not None:
-            _at_least(name, getattr(p, name), 1)
-    _at_least("top_k", p.top_k, 0)
-    _between("temperature", p.temperature, 0.0, 100.0)
-    _between("top_p", p.top_p, 0.0, 1.0)
-    _between("noise_start", p.noise_start, 0.0, 1.0)
-    _between("noise_sharpness", p.noise_sharpness, 1e-6, 1000.0)
-    _between("noise_clip", p.noise_clip, 0.0, 1.0)
-    _between("cluster_size", p.cluster_size, 0.0, 1.0)
-    _between("eos_bias", p.eos_bias, -1e4, 1e4)
-    _between("cfg_scale", p.cfg_scale, 0.0, 100.0)
-    _at_least("seed", p.seed, 0)
-    if p.seed >= 2**63:
-        raise ConfigError(f"seed is {p.seed}, expected an integer below 2**63.")
-    _one_of("top_p_rule", p.top_p_rule, TOP_P_RULES)
-    _one_of("noise_schedule", p.noise_schedule, SCHEDULES)
-    _one_of("remasking", p.remasking, REMASKINGS)
-    _one_of("retention", p.retention, RETENTIONS)
-    _one_of("selection", p.selection, SELECTIONS)
-    _one_of("confidence", p.confidence, CONFIDENCES)
-    _one_of("eos_treatment", p.eos_treatment, EOS_TREATMENTS)
-    if p.remasking != "transfer" and p.block_length is not None:
-        raise ConfigError('block_length is given, expected only with remasking="transfer"; use tokens_per_step for a growing window.')
-    if p.remasking == "transfer" and (p.retention != "none" or p.permanent_unmask or p.tokens_per_step is not None):
-        raise ConfigError('remasking="transfer" commits tokens for good, so retention, permanent_unmask and tokens_per_step do not apply.')
+    values = {field.name: getattr(p, field.name) for field in dataclasses.fields(p)}
+    for name, value in values.items():
+        check_setting(name, value)
+    if p.remasking == "transfer" and (p.retention != "none" or p.tokens_per_step is not None):
+        raise ConfigError('remasking="transfer" commits tokens for good, so retention and tokens_per_step do not apply. Leave them out.')
     if p.retention != "none" and p.remasking not in ("random", "confidence"):
         raise ConfigError(
-            f'retention="{p.retention}" chooses the masked positions itself; remasking is "{p.remasking}", expected random or confidence.'
+            f'retention="{p.retention}" chooses the masked positions itself; remasking is "{p.remasking}", expected random or confidence. '
+            "Set one of these, or retention to none."
+        )
+    for name, readers in unread_settings(values).items():
+        raise ConfigError(
+            f"{name} is {values[name]!r}, expected it only with {readers}: nothing reads it with remasking={p.remasking}"
+            f"{', noise_schedule=' + p.noise_schedule if name == 'noise_sharpness' else ''}. Leave it out or change the rule."
         )
 
 

@@ -25,7 +25,7 @@ from .model.language_model import LanguageModel
 from .model.transformer import Transformer
 from .model.weights import Checkpoint, open_checkpoint
 from .ops import OpSet, select_ops
-from .profiles import load_profile
+from .profiles import profile_params
 from .runtime.readout import Outcome, read_event, read_outcome
 from .runtime.runner import steps
 from .text.answer import Answer, cut_answer
@@ -106,7 +106,7 @@ class Engine:
     def sampling(self, profile: str | None = None, **settings: Any) -> SamplingParams:
         """Return the profile's sampling parameters (the adapter's own profile by default) with `settings` laid over them."""
         name = profile or (self.adapter_facts.profile if self.adapter_facts else "paper")
-        return SamplingParams.from_mapping({**load_profile(name), "profile": name}).replace(**settings)
+        return profile_params(name, settings)
 
     def generate(
         self, prompts: str | Prompt | Sequence[str | Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None

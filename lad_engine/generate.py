@@ -21,7 +21,7 @@ import lad_engine
 from .config import SamplingParams
 from .contracts import GenerationResult, StepEvent
 from .errors import ConfigError, LadError, RequestError
-from .profiles import load_profile, profile_meanings
+from .profiles import load_profile, profile_meanings, profile_params
 from .terminal.arguments import as_flag, parse, sampling_settings
 from .terminal.live import CanvasPainter, LiveView, printable
 from .terminal.progress import LoadProgress, notes_on, quiet_libraries
@@ -200,7 +200,7 @@ def _checked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check what can be checked before the model is loaded."""
     settings = sampling_settings(arguments)
     if arguments.profile is not None:
-        SamplingParams.from_mapping({**load_profile(arguments.profile), **settings})
+        profile_params(arguments.profile, settings)
     if arguments.batch_size < 1:
         raise ConfigError(f"batch-size is {arguments.batch_size}, expected at least 1.")
     return settings

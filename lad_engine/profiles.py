@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from .config import SamplingParams, canonical_names, unread_settings
 from .errors import ConfigError
 
 
@@ -32,6 +34,19 @@ def load_profile(name: str) -> dict[str, Any]:
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ConfigError(f"profile is {name!r}, expected one of {', '.join(profiles)}.{hint}")
     return dict(profiles[name]["settings"])
+
+
+def profile_params(name: str, settings: Mapping[str, Any]) -> SamplingParams:
+    """Return a profile's sampling parameters with `settings` (names or aliases) laid over them.
+
+    What the profile says for a rule that the settings replace gives way (its sharpness where they ask for a linear schedule).
+    Raises:
+        ConfigError: there is no such profile, a name is unknown, or a setting cannot hold beside the others.
+    """
+    profile, asked = load_profile(name), canonical_names(settings)
+    unread = unread_settings({**profile, **asked})
+    kept = {field: value for field, value in profile.items() if field not in unread}
+    return SamplingParams(**{**kept, "profile": name, **asked})
 
 
 def _read() -> dict[str, Any]:

@@ -9,7 +9,6 @@ import torch
 
 from ..config import SamplingParams
 from ..contracts import TokenRule
-from ..errors import ConfigError
 
 
 def build_token_rule(params: Sequence[SamplingParams], mask_id: int, eos_ids: tuple[int, ...], device: torch.device | str) -> TokenRule:
@@ -17,9 +16,6 @@ def build_token_rule(params: Sequence[SamplingParams], mask_id: int, eos_ids: tu
 
     The mask id is never chosen. eos_bias acts on eos_ids[0], negated (positive means longer answers); eos_treatment "forbid" on
     every EOS id. top_k of a greedy row counts as 1 where its confidence is over the whole vocabulary: nothing is sorted for it.
-
-    Raises:
-        ConfigError: a suppressed id is negative.
     """
     biases = [_bias(one, mask_id, eos_ids) for one in params]
     ids = sorted({token for bias in biases for token in bias})
@@ -54,9 +50,6 @@ def _bias(params: SamplingParams, mask_id: int, eos_ids: tuple[int, ...]) -> dic
         bias[eos_ids[0]] = -params.eos_bias
     if params.eos_treatment == "forbid":
         bias.update(dict.fromkeys(eos_ids, -math.inf))
-    for token in params.suppress_tokens:
-        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-            raise ConfigError(f"suppress_tokens: an id is {token!r}, expected integers of at least 0.")
-        bias[token] = -math.inf
+    bias.update(dict.fromkeys(params.suppress_tokens, -math.inf))
     bias[mask_id] = -math.inf
     return bias

@@ -8,29 +8,9 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from ..config import (
-    ALIASES,
-    CONFIDENCES,
-    DTYPES,
-    EOS_TREATMENTS,
-    REMASKINGS,
-    RETENTIONS,
-    SCHEDULES,
-    SELECTIONS,
-    TOP_P_RULES,
-    SamplingParams,
-)
+from ..config import ALIASES, CHOICES, DTYPES, SamplingParams, check_setting
 from ..errors import ConfigError
 
-CHOICES = {
-    "noise_schedule": SCHEDULES,
-    "remasking": REMASKINGS,
-    "retention": RETENTIONS,
-    "top_p_rule": TOP_P_RULES,
-    "selection": SELECTIONS,
-    "confidence": CONFIDENCES,
-    "eos_treatment": EOS_TREATMENTS,
-}
 # One sentence per field of SamplingParams, `profile` excepted: it has a flag of its own.
 SAMPLING_HELP = {
     "max_new_tokens": "answer positions laid out at once",
@@ -54,7 +34,7 @@ SAMPLING_HELP = {
     "retention": "what happens to the positions kept each step",
     "selection": "keep or transfer by confidence or at random",
     "eos_split": "share the re-noising between text and end tokens in proportion",
-    "eos_treatment": "how transfer treats end tokens",
+    "eos_treatment": "end tokens count as the least sure, or are never chosen",
     "cfg_scale": "classifier-free guidance, 0 is off",
     "early_stop": "stop after three identical states",
     "stop": "text that ends the answer; may be given several times",
@@ -101,8 +81,8 @@ def sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the SamplingParams fields given on the command line; ConfigError where one of them cannot hold for any profile."""
     given = {name: getattr(arguments, name) for name in SAMPLING_HELP if hasattr(arguments, name)}
     for name, value in given.items():
-        # Only transfer takes blocks; whether the chosen profile is that one is known after loading.
-        SamplingParams(**{name: value}, **({"remasking": "transfer"} if name == "block_length" else {}))
+        # Whether they hold beside the profile's is known once it is: the adapter's own after loading.
+        check_setting(name, value)
     return given
 
 

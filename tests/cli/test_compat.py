@@ -60,6 +60,7 @@ def test_the_spaces_defaults_are_those_of_its_sliders():
             {"noise_sharpness": 2.0, "remasking": "weighted", "permanent_unmask": True},
         ),
         ({"clustering": 0.5}, {"remasking": "clusters", "cluster_size": 0.5}),
+        ({"clustering": 0.5, "permanent_unmask": True, "noise_clipping": 0.2}, {"cluster_size": 0.0, "noise_clip": 0.01}),
         ({"eos_bias": 2.0}, {"eos_bias": 2.0}),
         ({"eos_boost": 2.0}, {"eos_bias": -2.0}),
         ({"added_tokens": 4}, {"tokens_per_step": 4}),

@@ -200,7 +200,10 @@ REFUSED = {
     "unknown choice": (["a", "--remasking", "some"], "remasking is 'some', expected one of none, random"),
     "unknown profile": (["a", "--profile", "papr"], "papr"),
     "unknown format": (["a", "--format", "chatml"], "expected one of chat, space, raw"),
-    "blocks without transfer": (["a", "--profile", "paper", "--block-length", "4"], "block_length is given"),
+    "blocks without transfer": (
+        ["a", "--profile", "paper", "--block-length", "4"],
+        "block_length is 4, expected it only with",
+    ),
     "unknown dtype": (["a", "--dtype", "int3"], "dtype is 'int3'"),
     "missing file": (["--prompts", "TMP/none"], "cannot be read (No such file or directory)"),
     "a folder": (["--prompts", "TMP"], "is a folder, expected a file"),

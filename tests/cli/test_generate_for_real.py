@@ -45,7 +45,7 @@ def test_the_fixed_words_of_an_infill_stay(model, capsys):
         (("a", "--max-new-tokens", 600), "expected at most 512 (the model's window)"),
         (("a", "--mask-token", "HOLE"), "mask token: 'HOLE' is 2 tokens"),
         (("a", "--format", "space"), "expected a Llama 3 vocabulary"),
-        (("a", "--block-length", 4), "block_length is given"),
+        (("a", "--block-length", 4), "block_length is 4, expected it only with"),
         (("a", "--ops", "attention=fast"), "attention"),
         (("a", "--device", "abacus"), "device is 'abacus'"),
     ],

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from stub_model import EOS, MASK, OPS, StubModel, canvas
 
-from lad_engine.config import SamplingParams
 from lad_engine.denoisers.lad import LadDenoiser
 from lad_engine.errors import ConfigError
-from lad_engine.profiles import load_profile, profile_meanings, profile_names
+from lad_engine.profiles import load_profile, profile_meanings, profile_names, profile_params
 from lad_engine.runtime.runner import run
 
 
@@ -19,7 +18,8 @@ def test_the_four_families_are_there_and_documented():
 
 @pytest.mark.parametrize("name", profile_names())
 def test_a_profile_decodes_to_an_answer_without_masks(name):
-    params = SamplingParams.from_mapping({**load_profile(name), "profile": name, "steps": 8})
+    params = profile_params(name, {"num_steps": 8})
+    assert (params.profile, params.steps) == (name, 8)
     denoiser = LadDenoiser(StubModel(), OPS)
     state = denoiser.begin([canvas()], [params], mask_id=MASK, eos_ids=(EOS,), device="cpu")
     run(denoiser, state)
@@ -43,3 +43,12 @@ def test_an_unknown_profile_names_the_close_one():
 def test_a_loaded_profile_is_a_copy():
     load_profile("paper")["steps"] = 1
     assert load_profile("paper")["steps"] == 16
+
+
+def test_what_a_profile_says_for_a_replaced_rule_gives_way():
+    params = profile_params("retain", {"retention": "none", "remasking": "random"})
+    assert (params.remasking, params.eos_treatment, params.noise_schedule) == ("random", "none", "linear")
+    assert profile_params("retain", {"retention": "none"}).eos_treatment == "low_confidence"
+    assert profile_params("retain", {"retention": "none", "remasking": "none"}).noise_schedule == "exponential"
+    with pytest.raises(ConfigError, match="eos_treatment is 'low_confidence', expected it only with retention or"):
+        profile_params("retain", {"retention": "none", "remasking": "random", "eos_treatment": "low_confidence"})

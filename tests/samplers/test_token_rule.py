@@ -7,7 +7,6 @@ import math
 import pytest
 
 from lad_engine.config import SamplingParams
-from lad_engine.errors import ConfigError
 from lad_engine.kernels.random import reference as philox
 from lad_engine.samplers import purposes
 from lad_engine.samplers.token_rule import build_token_rule
@@ -52,8 +51,3 @@ def test_biases_of_a_mixed_batch_stay_with_their_rows():
 def test_only_the_candidates_somebody_needs_are_sorted(settings, max_top_k, samples_all):
     rule = rule_of(*settings)
     assert (rule.max_top_k, rule.samples_all) == (max_top_k, samples_all)
-
-
-def test_a_suppressed_id_must_be_a_token_id():
-    with pytest.raises(ConfigError, match="suppress_tokens"):
-        rule_of({"suppress_tokens": ("the",)})
