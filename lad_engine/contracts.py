@@ -132,15 +132,21 @@ class TokenRule:
 class Denoisable(Protocol):
     """What a denoiser needs from a model: hidden rows of a canvas, and the choice of tokens from them."""
 
-    def read_rows(self, ids: Tensor, positions: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    def read_rows(self, ids: Tensor, positions: Tensor, lengths: tuple[int, ...], unread: tuple[bool, ...] | None = None) -> Tensor:
         """Forward `ids` `[B, T]` bidirectionally and return `[B, R, D]`, the rows that predict `positions` `[B, R]`.
 
         `lengths` holds each sequence's true length at this step (host integers, from the plan); the tail beyond it is padding.
+        `unread` names sequences whose rows nobody looks at: a model may leave them out where that changes no other sequence's numbers.
         """
         ...
 
-    def choose(self, rows: Tensor, rule: TokenRule, uniforms: Tensor, unconditional: Tensor | None = None) -> TokenChoice:
-        """Final norm, LM head, guidance, bias, filters and sampling for `rows` `[B, R, D]`, one uniform `[B, R]` per row."""
+    def choose(
+        self, rows: Tensor, rule: TokenRule, uniforms: Tensor, unconditional: Tensor | None = None, counts: tuple[int, ...] | None = None
+    ) -> TokenChoice:
+        """Final norm, LM head, guidance, bias, filters and sampling for `rows` `[B, R, D]`, one uniform `[B, R]` per row.
+
+        `counts` (host integers) says how many of each sequence's rows, from the first on, are looked at; None is all R.
+        """
         ...
 
 

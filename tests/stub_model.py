@@ -28,7 +28,7 @@ class StubModel:
     def __init__(self, reach: tuple[int, int, int, int, int] = (31, 17, 13, 7, 11)) -> None:
         self.reach, self.device = reach, "cpu"
 
-    def read_rows(self, ids, positions, lengths):
+    def read_rows(self, ids, positions, lengths, unread=None):
         T = ids.shape[1]
         length = torch.tensor(lengths, device=ids.device)[:, None]
         column = torch.arange(T, device=ids.device)
@@ -37,7 +37,7 @@ class StubModel:
         right = ids.gather(1, torch.minimum(positions + 1, length - 1))
         return torch.stack([ids.gather(1, positions), left, right, positions, checksum.expand_as(positions)], dim=2)
 
-    def choose(self, rows, rule, uniforms, unconditional=None):
+    def choose(self, rows, rule, uniforms, unconditional=None, counts=None):
         B, R, _ = rows.shape
         logits = self.logits(rows)
         if unconditional is not None:
@@ -57,7 +57,11 @@ class StubModel:
             max_top_k=rule.max_top_k,
             samples_all=rule.samples_all,
         )
-        return TokenChoice(token.view(B, R), confidence.view(B, R))
+        if counts is None:
+            return TokenChoice(token.view(B, R), confidence.view(B, R))
+        # Nobody may look at the others: what stands there is as wrong as can be.
+        is_read = torch.arange(R, device=rows.device) < torch.tensor(counts, device=rows.device)[:, None]
+        return TokenChoice(torch.where(is_read, token.view(B, R), -9), torch.where(is_read, confidence.view(B, R), torch.nan))
 
     def logits(self, rows):
         key = sum(rows[..., i] * weight for i, weight in enumerate(self.reach))

@@ -88,16 +88,18 @@ class LadDenoiser:
         state.taken_steps += 1
 
     def _predict(self, state: LadState, now: StepNumbers) -> tuple[Tensor, Tensor]:
-        """Return (token, confidence) `[B, R]` for every answer column; columns outside a row's window repeat its last."""
+        """Return (token, confidence) `[B, R]` for every answer column on the canvas; what stands in the others means nothing."""
         positions = state.answer_start[:, None] + torch.minimum(state.columns, now.visible[:, None] - 1)
-        lengths = state.lengths[min(state.taken_steps, state.max_steps - 1)]
-        rows = self.model.read_rows(state.ids, positions, lengths)
+        at = min(state.taken_steps, state.max_steps - 1)
+        rows = self.model.read_rows(state.ids, positions, state.lengths[at], state.resting)
         unconditional = None
-        if state.is_guided:
+        if any(state.guided):
             without_prompt = torch.where(state.is_prompt, state.mask_id, state.ids)
-            unconditional = self.model.read_rows(without_prompt, positions, lengths)
+            unread = tuple(rests or not guided for rests, guided in zip(state.resting, state.guided, strict=True))
+            unconditional = self.model.read_rows(without_prompt, positions, state.lengths[at], unread)
         uniforms = self.ops.uniform(state.seeds, state.columns, state.step, SAMPLE)
-        choice = self.model.choose(rows, state.rule, uniforms, unconditional)
+        counts = tuple(0 if rests else visible for rests, visible in zip(state.resting, state.visible[at], strict=True))
+        choice = self.model.choose(rows, state.rule, uniforms, unconditional, counts)
         return choice.token, choice.confidence
 
     def _record(self, state: LadState, after: Tensor, is_open: Tensor) -> None:

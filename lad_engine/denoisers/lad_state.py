@@ -41,8 +41,9 @@ WHOLE = tuple(field.name for field in dataclasses.fields(StepNumbers) if field.n
 class LadState:
     """One batch being refined; row b is one request, column r is answer position r. Tensors are written in place, never replaced.
 
-    Static: mask_id, is_guided (some row has cfg_scale), max_steps, lengths (per step, each row's canvas length, host integers),
-    rules, rule, tables. taken_steps counts the calls on the host.
+    On the host, fixed: mask_id, guided (rows with cfg_scale), max_steps, visible and lengths (per step, each row's answer positions on
+    the canvas and its canvas length). rules, rule, tables: device tables of the batch. taken_steps counts the calls; resting names rows
+    a driver has seen done, which then cost nothing (a driver that never reads the flags leaves it: the tokens are the same).
     Per canvas position `[B, T]`: ids; is_prompt; is_answer; column (answer column of the position, clamped).
     Per answer position `[B, R]`: is_open (fixed for the decode); answer, the state (MASK where open and re-noised); before, the state
     ahead of the last step; predicted, the last prediction before re-noising; confidence of the token predicted last; shown, the
@@ -52,9 +53,11 @@ class LadState:
     """
 
     mask_id: int
-    is_guided: bool
+    guided: tuple[bool, ...]
     max_steps: int
+    visible: tuple[tuple[int, ...], ...]
     lengths: tuple[tuple[int, ...], ...]
+    resting: tuple[bool, ...]
     rules: RowRules
     rule: TokenRule
     tables: StepTables
@@ -127,19 +130,21 @@ def new_state(
     answer = _first_noise(put(answer), is_open, params, seeds, mask_id, ops)
     is_masked = is_open & (answer.cpu().numpy() == mask_id)
     plans = [plan_request(one, is_open[b, : length[b]], is_masked[b, : length[b]]) for b, one in enumerate(params)]
-    max_steps = max(one.steps for one in params)
+    visible = _column(plans, "visible")
     offset = np.arange(T)[None] - start[:, None]
     is_answer = (offset >= 0) & (offset < length[:, None])
     column, is_answer = put(np.clip(offset, 0, R - 1)), put(is_answer, torch.bool)
     shown = torch.where(put(is_masked, torch.bool), mask_id, answer)
     return LadState(
         mask_id=mask_id,
-        is_guided=any(one.cfg_scale > 0 for one in params),
-        max_steps=max_steps,
-        lengths=_lengths(start, plans, max_steps),
+        guided=tuple(one.cfg_scale > 0 for one in params),
+        max_steps=len(visible),
+        visible=tuple(map(tuple, visible.tolist())),
+        lengths=tuple(map(tuple, (visible + start).tolist())),
+        resting=(False,) * B,
         rules=row_rules(params, device),
         rule=build_token_rule(params, mask_id, eos_ids, device),
-        tables=_tables(plans, max_steps, put),
+        tables=_tables(plans, put),
         ids=torch.where(is_answer, answer.gather(1, column), put(ids)),
         is_prompt=put(offset < 0, torch.bool),
         is_answer=is_answer,
@@ -194,15 +199,13 @@ def _first_noise(answer: Tensor, is_open: np.ndarray, params: Sequence[SamplingP
     return ops.renoise(answer, is_drafted, weight, count, seeds, step, mask_id, START)
 
 
-def _lengths(start: np.ndarray, plans: Sequence[Plan], max_steps: int) -> tuple[tuple[int, ...], ...]:
-    rows = [start[b] + plan.visible[np.minimum(np.arange(max_steps), len(plan.visible) - 1)] for b, plan in enumerate(plans)]
-    return tuple(tuple(int(length) for length in step) for step in zip(*rows, strict=True))
+def _tables(plans: Sequence[Plan], put: Any) -> StepTables:
+    whole = np.stack([_column(plans, name).astype(np.int64) for name in WHOLE], axis=1)
+    return StepTables(put(whole), put(_column(plans, "probability"), torch.float64))
 
 
-def _tables(plans: Sequence[Plan], max_steps: int, put: Any) -> StepTables:
-    def column(name: str) -> np.ndarray:
-        rows = [getattr(plan, name) for plan in plans]
-        return np.stack([np.pad(row, (0, max_steps - len(row)), mode="edge") for row in rows], axis=1)  # [S, B]
-
-    whole = np.stack([column(name).astype(np.int64) for name in WHOLE], axis=1)
-    return StepTables(put(whole), put(column("probability"), torch.float64))
+def _column(plans: Sequence[Plan], name: str) -> np.ndarray:
+    """Return one number of every plan `[S, B]`; a plan that ends before the longest repeats its last."""
+    rows = [getattr(plan, name) for plan in plans]
+    longest = max(map(len, rows))
+    return np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows], axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,19 +43,22 @@ class Head(nn.Module):
         normed, _ = self.ops.add_rmsnorm(rows, None, self.norm, self.facts.norm_eps)
         return self.projection(normed, self.ops.lora_linear).float()
 
-    def choose(self, rows: Tensor, rule: TokenRule, uniforms: Tensor, unconditional: Tensor | None = None) -> TokenChoice:
-        """Choose a token for every row `[B, R, D]`; `unconditional` `[B, R, D]` adds classifier-free guidance.
+    def choose(
+        self, rows: Tensor, rule: TokenRule, uniforms: Tensor, unconditional: Tensor | None = None, counts: Sequence[int] | None = None
+    ) -> TokenChoice:
+        """Choose a token for the first counts[b] rows of each sequence of `[B, R, D]`, all R where counts is None.
 
-        l = l_u + (w + 1)(l_c - l_u) with w = rule.cfg_scale (LLaDA, equation 16).
+        l = l_u + (w + 1)(l_c - l_u) with w = rule.cfg_scale where `unconditional` `[B, R, D]` is given (LLaDA, equation 16).
         Returns:
-            TokenChoice of `[B, R]`.
+            TokenChoice of `[B, R]`, zeros beyond a sequence's count.
         """
         B, R, _ = rows.shape
-        token = torch.empty(B, R, dtype=torch.int64, device=rows.device)
-        confidence = torch.empty(B, R, dtype=torch.float32, device=rows.device)
-        for b in range(B):
-            for start in range(0, R, ROWS_PER_CHUNK):
-                part = slice(start, min(start + ROWS_PER_CHUNK, R))
+        token = torch.zeros(B, R, dtype=torch.int64, device=rows.device)
+        confidence = torch.zeros(B, R, dtype=torch.float32, device=rows.device)
+        for b, rows_read in enumerate(counts if counts is not None else (R,) * B):
+            # Chunks start at a sequence's own first row, so where they end does not depend on the batch.
+            for start in range(0, rows_read, ROWS_PER_CHUNK):
+                part = slice(start, min(start + ROWS_PER_CHUNK, rows_read))
                 count = part.stop - part.start
                 logits = self._chunk_logits(rows[b, part])
                 if unconditional is not None:

@@ -13,8 +13,8 @@ from .transformer import Transformer
 class LanguageModel:
     """A transformer read as a denoiser (implements `contracts.Denoisable`).
 
-    batch_invariant True forwards each sequence at its own length, so that its numbers do not depend on its batch-mates; False
-    forwards the padded batch at once and ignores the padding in attention.
+    batch_invariant True forwards each sequence at its own length, so that its numbers do not depend on its batch-mates, and leaves
+    out those nobody reads; False forwards the padded batch at once, always whole, and ignores the padding in attention.
     """
 
     def __init__(self, transformer: Transformer, batch_invariant: bool = True) -> None:
@@ -28,10 +28,11 @@ class LanguageModel:
         """Forward ids `[B, T]` bidirectionally to `[B, T, D]`; keys at or beyond `lengths` `[B]` are ignored."""
         return self.transformer(ids, lengths, recomputes=recomputes)
 
-    def read_rows(self, ids: Tensor, positions: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    def read_rows(self, ids: Tensor, positions: Tensor, lengths: tuple[int, ...], unread: tuple[bool, ...] | None = None) -> Tensor:
         """Return `[B, R, D]`: the hidden rows that predict `positions` `[B, R]` of `ids` `[B, T]`.
 
         lengths: each sequence's length at this step, host integers; positions beyond it are padding and read the last row.
+        unread: sequences whose rows nobody looks at, zeros where they are left out.
         """
         rows = self.head.row_of(positions)
         if not self.batch_invariant:
@@ -41,9 +42,14 @@ class LanguageModel:
             hidden = self.hidden(ids[:, :longest], None if same else on_device)
             rows = torch.minimum(rows, on_device[:, None] - 1)
             return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
-        read = [self.hidden(ids[b : b + 1, :length])[0][rows[b].clamp(max=length - 1)] for b, length in enumerate(lengths)]
-        return torch.stack(read)
+        read = self.head.norm.new_zeros(*positions.shape, self.transformer.facts.width)
+        for b, length in enumerate(lengths):
+            if unread is None or not unread[b]:
+                read[b] = self.hidden(ids[b : b + 1, :length])[0][rows[b].clamp(max=length - 1)]
+        return read
 
-    def choose(self, rows: Tensor, rule: TokenRule, uniforms: Tensor, unconditional: Tensor | None = None) -> TokenChoice:
+    def choose(
+        self, rows: Tensor, rule: TokenRule, uniforms: Tensor, unconditional: Tensor | None = None, counts: tuple[int, ...] | None = None
+    ) -> TokenChoice:
         """Choose tokens for `rows` `[B, R, D]`; see `Head.choose`."""
-        return self.head.choose(rows, rule, uniforms, unconditional)
+        return self.head.choose(rows, rule, uniforms, unconditional, counts)

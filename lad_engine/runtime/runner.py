@@ -9,12 +9,13 @@ from typing import Any
 def steps(denoiser: Any, state: Any) -> Iterator[int]:
     """Advance `state` and yield the number of the step just taken, until all rows are done.
 
-    The done flags are read between steps; a denoiser's own limit (`state.max_steps`) ends the loop in any case.
+    The done flags are read between steps, and rows that are done rest; the state's own limit (`max_steps`) ends the loop in any case.
     """
     for step in range(state.taken_steps, state.max_steps):
         denoiser.step_(state)
         yield step
-        if bool(state.done.all()):
+        state.resting = tuple(state.done.tolist())
+        if all(state.resting):
             return
 
 

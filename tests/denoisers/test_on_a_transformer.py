@@ -61,3 +61,34 @@ def test_the_whole_step_with_its_model_reads_nothing_on_the_host(language_model,
         with guarded():
             denoiser.step_(state)
             denoiser.step_(state)
+
+
+def test_rows_that_are_done_and_columns_off_the_canvas_cost_nothing_and_change_nothing(language_model, monkeypatch):
+    language_model.head.predicts_next_token = False
+    denoiser = LadDenoiser(language_model, select_ops("reference"))
+    requests = [canvas(4, 40), canvas(2, 9), canvas(3, 70)]
+    params = [params_of("greedy", max_new_tokens=40, steps=2, early_stop=False), params_of("guided", max_new_tokens=9, steps=3)]
+    params.append(params_of("window", max_new_tokens=70, steps=4, tokens_per_step=30))
+
+    def begin():
+        return denoiser.begin(requests, params, mask_id=MASK, eos_ids=EOS_IDS, device="cpu")
+
+    with torch.inference_mode():
+        unread = begin()
+        for _ in range(unread.max_steps):
+            denoiser.step_(unread)
+        canvases, chunks, logits = [], [], language_model.head.logits
+        hook = language_model.transformer.register_forward_pre_hook(lambda _, args: canvases.append(args[0].shape[1]))
+        monkeypatch.setattr(language_model.head, "logits", lambda rows: (chunks.append(len(rows)), logits(rows))[1])
+        resting = begin()
+        taken = []
+        for _ in steps(denoiser, resting):
+            taken.append((list(canvases), len(chunks)))
+            canvases.clear()
+            chunks.clear()
+        hook.remove()
+    # The second request is forwarded twice a step (guidance), and its head works twice; 32 rows make a chunk of the head.
+    assert [canvases for canvases, _ in taken] == [[44, 11, 33, 11], [44, 11, 63, 11], [11, 73, 11], [73]]
+    assert [chunks for _, chunks in taken] == [2 * (2 + 1 + 1), 2 * (2 + 1 + 2), 2 * (1 + 3), 2 * 3]
+    for name in ("answer", "confidence", "first_set", "last_changed", "nfe", "row_steps", "done", "ids"):
+        assert torch.equal(getattr(unread, name), getattr(resting, name)), name
