@@ -93,7 +93,7 @@ class Engine:
         codec = load_tokenizer(checkpoint.folder)
         transformer = _load_transformer(checkpoint, ops, config, progress)
         if loaded is not None:
-            loaded = preflight(transformer, codec, loaded, shapes_only=config.any_base).adapter
+            loaded = _checked(loaded, transformer, codec, config, adapter == DEFAULT_ADAPTER)
             if config.merge:
                 # Kept originals would double the memory of the adapted weights; `drift` reads the base again instead.
                 merge(transformer, loaded, keep_originals=False)
@@ -142,6 +142,8 @@ class Engine:
                 log.warning("the drift report is not saved: %s", error)
         return report
 
+    # As a decorator: a with block would leave the caller in inference mode between two items.
+    @torch.inference_mode()
     def _run(self, prompts: Any, params: Any, wants_events: bool) -> Iterator[StepEvent | GenerationResult]:
         prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
         if not prompts:
@@ -159,23 +161,22 @@ class Engine:
         canvases = [self._lay_out(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
         started = time.perf_counter()
         first_step_ms = None
-        with torch.inference_mode():
-            state = self._denoiser.begin(canvases, each, mask_id=self.mask_id, eos_ids=self.eos_ids, device=self.config.device)
-            for step in steps(self._denoiser, state):
-                elapsed_ms = (time.perf_counter() - started) * 1e3
-                first_step_ms = first_step_ms or elapsed_ms
-                if wants_events:
-                    for index in range(len(canvases)):
-                        event = read_event(state, index, step, elapsed_ms)
-                        if event is not None:
-                            yield dataclasses.replace(event, text=self._answer(event.token_ids, canvases[index], each[index]).text)
-            total_ms = (time.perf_counter() - started) * 1e3
+        state = self._denoiser.begin(canvases, each, mask_id=self.mask_id, eos_ids=self.eos_ids, device=self.config.device)
+        for step in steps(self._denoiser, state):
+            elapsed_ms = (time.perf_counter() - started) * 1e3
+            first_step_ms = first_step_ms or elapsed_ms
+            if wants_events:
+                for index in range(len(canvases)):
+                    event = read_event(state, index, step, elapsed_ms)
+                    if event is not None:
+                        yield dataclasses.replace(event, text=self._answer(event.token_ids, canvases[index], each[index]).text)
+        total_ms = (time.perf_counter() - started) * 1e3
         timings = {"first_step_ms": first_step_ms or total_ms, "total_ms": total_ms}
         for index, one in enumerate(each):
             yield self._result(read_outcome(state, index), canvases[index], one, timings)
 
     def _lay_out(self, prompt: str | Prompt, params: SamplingParams) -> Canvas:
-        return lay_out(
+        canvas = lay_out(
             prompt,
             self.codec,
             self.adapter_facts or PromptDefaults(),
@@ -183,6 +184,12 @@ class Engine:
             max_positions=self.facts.max_positions,
             mask_id=self.mask_id,
         )
+        if params.noise_start == 1 and (canvas.is_open & (canvas.ids != self.mask_id)).any():
+            raise RequestError(
+                "draft: noise_start is 1, which hides all of it before the first step, expected less. "
+                "Give noise_start (--noise-start 0.3), or leave the draft out."
+            )
+        return canvas
 
     def _answer(self, token_ids: Sequence[int], canvas: Canvas, params: SamplingParams) -> Answer:
         return cut_answer(
@@ -215,6 +222,20 @@ class Engine:
             device=self.config.device,
             ops=dict(self.ops.chosen),
         )
+
+
+def _checked(adapter: Adapter, transformer: Transformer, codec: TextCodec, config: EngineConfig, is_default: bool) -> Adapter:
+    """Return the adapter as preflight completes it; refuse one that does not fit the base or what the operator chose."""
+    if config.mask_token not in (EngineConfig.mask_token, adapter.facts.mask_token):
+        raise ConfigError(
+            f"mask_token is {config.mask_token!r}, but {adapter.facts.name} was trained with {adapter.facts.mask_token!r}. Leave it out."
+        )
+    try:
+        return preflight(transformer, codec, adapter, shapes_only=config.any_base).adapter
+    except AdapterError as error:
+        if not is_default:
+            raise
+        raise AdapterError(f"{error} The default adapter is for the default base only: give --adapter PATH, or --adapter none.") from error
 
 
 def _default_adapter() -> Path:

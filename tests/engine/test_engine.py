@@ -98,6 +98,18 @@ def test_a_stream_ends_with_the_result_generate_gives(engine: Engine):
         assert streamed.text == events[6 + index].text
 
 
+def test_a_stream_leaves_its_caller_out_of_inference_mode(engine: Engine):
+    for _ in engine.stream(PROMPTS[0], engine.sampling("paper", max_new_tokens=4, steps=2)):
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_a_draft_that_would_be_hidden_whole_is_refused(engine: Engine):
+    for prompt in (Prompt(PROMPTS[0], draft="the sun"), Prompt(PROMPTS[0], infill="the [[3:sea]] is")):
+        with pytest.raises(RequestError, match="noise_start is 1"):
+            engine.generate(prompt, engine.sampling("paper", max_new_tokens=8, steps=2))
+        assert engine.generate(prompt, engine.sampling("paper", max_new_tokens=8, steps=2, noise_start=0.5))[0].text
+
+
 def test_results_say_how_they_were_made(engine: Engine):
     result = engine.generate(PROMPTS[0], engine.sampling("paper", max_new_tokens=6, steps=3, seed=9, early_stop=False))[0]
     assert (result.nfe, result.steps, result.seed, result.profile, result.adapter) == (3, 3, 9, "paper", "tiny")
@@ -146,6 +158,18 @@ def test_a_base_without_an_adapter_needs_a_one_piece_mask(base: Path):
         Engine.load(base, adapter=None, mask_token="HOLE")
     with pytest.raises(ConfigError, match="no adapter"):
         plain.drift()
+
+
+def test_a_mask_token_beside_an_adapter_that_names_another_is_refused(base: Path, adapter: Path):
+    with pytest.raises(ConfigError, match=f"mask_token is 'the', but tiny was trained with '{MASK_PIECE}'"):
+        Engine.load(base, adapter=adapter, mask_token="the")
+
+
+def test_the_default_adapter_on_another_base_says_what_to_give_instead(base: Path, tmp_path, monkeypatch):
+    foreign = write_adapter(base, tmp_path / "other.safetensors", base_fingerprint="0" * 64)
+    monkeypatch.setattr("lad_engine.engine._default_adapter", lambda: foreign)
+    with pytest.raises(AdapterError, match=r"fingerprint .* --adapter none"):
+        Engine.load(base)
 
 
 def test_an_adapter_of_another_base_is_refused(adapter: Path, tmp_path):
