@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..contracts import ModelFacts, TokenChoice, TokenRule
 from .projection import Projection
 
-# Logits exist for this many rows at a time: [32, V] fp32 stays in cache, and a fixed shape keeps a row's bits independent of the batch.
-ROWS_PER_CHUNK = 32
+# Logits exist for this many rows of a sequence at a time; fewer would read the whole head weight more often than its GEMM takes.
+ROWS_PER_CHUNK = 128
 
 
 class Head(nn.Module):
@@ -56,13 +56,13 @@ class Head(nn.Module):
         token = torch.zeros(B, R, dtype=torch.int64, device=rows.device)
         confidence = torch.zeros(B, R, dtype=torch.float32, device=rows.device)
         for b, rows_read in enumerate(counts if counts is not None else (R,) * B):
-            # Chunks start at a sequence's own first row, so where they end does not depend on the batch.
+            # A sequence's chunks depend on its own rows alone, so every GEMM has the shape, and a row the bits, it has without batch-mates.
             for start in range(0, rows_read, ROWS_PER_CHUNK):
                 part = slice(start, min(start + ROWS_PER_CHUNK, rows_read))
                 count = part.stop - part.start
-                logits = self._chunk_logits(rows[b, part])
+                logits = self.logits(rows[b, part])
                 if unconditional is not None:
-                    base = self._chunk_logits(unconditional[b, part])
+                    base = self.logits(unconditional[b, part])
                     scale = rule.cfg_scale[b]
                     # Selected, not scaled by zero: an unguided row keeps the bits it has alone.
                     logits = torch.where(scale > 0, base + (scale + 1.0) * (logits - base), logits)
@@ -79,8 +79,3 @@ class Head(nn.Module):
                     samples_all=rule.samples_all,
                 )
         return TokenChoice(token, confidence)
-
-    def _chunk_logits(self, rows: Tensor) -> Tensor:
-        # A short last chunk is padded: the GEMM then has one shape, and a row the same bits alone and in any batch.
-        count = rows.shape[0]
-        return self.logits(nn.functional.pad(rows, (0, 0, 0, ROWS_PER_CHUNK - count)))[:count]
