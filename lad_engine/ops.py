@@ -66,6 +66,10 @@ def select_ops(choice: str = "auto", device: str = "cpu", overrides: Mapping[str
     if choice == "auto":
         choice = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
     base, by_name = _parse(choice)
+    if base not in ("auto", "reference") and not any(base in load_op(name).backends for name in OP_NAMES):
+        raise OpsError(
+            f"ops: no op has a {base} backend, expected one of {', '.join(_backends_in_use())}. Leave --ops out for the fastest."
+        )
     for name, backend in (overrides or {}).items():
         by_name[_known(name, OP_NAMES, "op")] = _known(backend, ("auto", *BACKENDS), "backend")
     device_type = str(device).partition(":")[0]
@@ -83,6 +87,11 @@ def select_ops(choice: str = "auto", device: str = "cpu", overrides: Mapping[str
     for reason, names in stepped_down.items():
         _warn_once(f"{', '.join(names)} run in plain PyTorch: {reason}")
     return OpSet(**functions, chosen=chosen, why=why)
+
+
+def _backends_in_use() -> tuple[str, ...]:
+    used = {backend for name in OP_NAMES for backend in load_op(name).backends}
+    return ("auto", *(backend for backend in BACKENDS if backend == "reference" or backend in used))
 
 
 def _best(op: Op, device_type: str, stepped_down: dict[str, list[str]]) -> tuple[str, Callable[..., Any], str]:

@@ -92,13 +92,19 @@ def test_the_variable_replaces_auto_only(monkeypatch):
         ("metal", ["'metal'", *BACKENDS]),
         ("atention=reference", ["'atention'", "attention"]),
         ("attention=metal", ["'metal'", "reference"]),
-        ("random=triton", ["random=triton"]),
+        ("renoise=sdpa", ["renoise=sdpa"]),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_accepted_ones(choice, words):
     with pytest.raises(OpsError) as caught:
         select_ops(choice)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_a_backend_that_no_op_has_is_refused(monkeypatch):
+    monkeypatch.setattr("lad_engine.ops.BACKENDS", (*BACKENDS, "metal"))
+    with pytest.raises(OpsError, match="no op has a metal backend, expected one of auto, reference, cpu, sdpa"):
+        select_ops("metal")
 
 
 def test_a_backend_of_another_device_is_refused():
