@@ -106,6 +106,8 @@ def answer(engine: Engine, prompts: list[Prompt], params: SamplingParams, screen
 
 def replay(arguments: argparse.Namespace, screen: Screen) -> None:
     """Play a trace: live on a terminal, else print the answers it ended with."""
+    if _has_prompt(arguments):
+        raise ConfigError("--replay plays what was recorded and a prompt is given too, expected one of them. Leave one out.")
     if arguments.replay_speed <= 0:
         raise ConfigError(f"replay-speed is {arguments.replay_speed:g}, expected more than 0.")
     sequences = read_trace(arguments.replay)

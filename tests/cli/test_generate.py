@@ -220,6 +220,7 @@ REFUSED = {
     "trace into nowhere": (["a", "--trace", "TMP/no/trace"], "does not exist"),
     "replay of nothing": (["--replay", "TMP/none"], "cannot be read"),
     "replay of something else": (["--replay", "TMP/broken"], "line 1 is no trace record"),
+    "replay of a new prompt": (["a", "--replay", "TMP/broken"], "--replay plays what was recorded"),
     "replay backwards": (["--replay", "TMP/broken", "--replay-speed", "-1"], "replay-speed is -1"),
 }
 
