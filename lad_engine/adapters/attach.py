@@ -23,7 +23,7 @@ class Attached:
 
     def detach(self) -> None:
         """Remove the low-rank paths and put the base's norms back."""
-        for projection in {id(p): p for p, _, _ in _places(self.transformer)}.values():
+        for projection in self.transformer.projections():
             projection.detach()
         _restore(self.norms, self.transformer, self.tied_head)
 
@@ -127,12 +127,11 @@ def check_fit(transformer: Transformer, adapter: Adapter) -> None:
 
 
 def _places(transformer: Transformer) -> list[tuple[Any, str, tuple[int, int]]]:
-    projections = [p for layer in transformer.layers for p in (layer.qkv, layer.output, layer.gate_up, layer.down)]
-    return [(p, name, rows) for p in [*projections, transformer.head.projection] for name, rows in p.rows.items()]
+    return [(projection, name, rows) for projection in transformer.projections() for name, rows in projection.rows.items()]
 
 
 def _check_free(transformer: Transformer) -> None:
-    if any(projection.low_rank for projection, _, _ in _places(transformer)):
+    if any(projection.low_rank for projection in transformer.projections()):
         raise AdapterError("adapter: this model carries an unmerged adapter already, expected none. Detach it first.")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError, CheckpointError
+from ..model.hub import TOKENIZER_FILES
 from ..model.weights import open_checkpoint
 from .inert_pickle import Record
 from .legacy import LegacyState, base_tensors
@@ -19,15 +20,6 @@ from .whole_files import whole_folder, write_json, write_tensors
 
 SHARD_BYTES = 2 << 30
 ADAPTER_NAME = "adapter.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-)
 # what the decoder needs of a config; everything else in the record stays behind
 CONFIG_FIELDS = (
     "hidden_size",
@@ -137,7 +129,7 @@ def _write_shards(folder: Path, archive: LegacyArchive, tensors: Mapping[str, Te
 def _copy_tokenizer(folder: Path, source: Path | None) -> None:
     if source is None:
         return
-    found = [file for pattern in TOKENIZER_FILES for file in sorted(source.glob(pattern)) if file.is_file()]
+    found = [file for pattern in (*TOKENIZER_FILES, "generation_config.json") for file in sorted(source.glob(pattern)) if file.is_file()]
     if not found:
         raise AdapterError(
             f"{source}: holds no tokenizer files, expected the folder of the base model. Leave --tokenizer out or give that folder."

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from ..errors import AdapterError
-from ..model.hub import download
+from ..model.hub import download, is_hub_id
 from .low_rank import Adapter
 from .peft_config import CONFIG_NAME
 from .peft_folder import read_peft_folder
 from .single_file import read_single_file
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PICKLE_ENDINGS = (".pth", ".pt", ".bin", ".pkl", ".ckpt")
 HUB_PATTERNS = (
     CONFIG_NAME,
@@ -45,7 +43,7 @@ def read_adapter(source: str | Path) -> Adapter:
         return read_single_file(path)
     if path.is_dir():
         return _read_folder(path)
-    if HUB_ID.fullmatch(str(source)):
+    if is_hub_id(source):
         return _read_folder(download(str(source), patterns=HUB_PATTERNS))
     raise AdapterError(
         f"{source}: there is no such file or folder, expected a PEFT folder, an adapter file or a hub id like owner/name. Check the path."

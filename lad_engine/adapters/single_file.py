@@ -112,6 +112,8 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def _what_else(path: Path) -> str:
     if (path.parent / "adapter_config.json").is_file():
         return "this is the tensor file of a PEFT folder, expected the folder itself. Give its folder as the adapter."
+    if (path.parent / "config.json").is_file():
+        return "this is the weights file of a whole model, expected an adapter. Give its folder as the model."
     return f'metadata "format" is not {FORMAT}, expected an adapter file of lad-engine. Convert it with: python -m lad_engine.convert.'
 
 

@@ -7,24 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..contracts import ModelFacts
+from ..model.weights import expected_shapes
 
 ALL_LINEAR = "all-linear"
 
 
 def linear_shapes(facts: ModelFacts) -> dict[str, tuple[int, int]]:
     """Every linear module of a base by HF path with its (out, in), layer by layer, lm_head last."""
-    q, kv = facts.query_heads * facts.head_width, facts.kv_heads * facts.head_width
-    in_layer = {
-        "self_attn.q_proj": (q, facts.width),
-        "self_attn.k_proj": (kv, facts.width),
-        "self_attn.v_proj": (kv, facts.width),
-        "self_attn.o_proj": (facts.width, q),
-        "mlp.gate_proj": (facts.mlp_width, facts.width),
-        "mlp.up_proj": (facts.mlp_width, facts.width),
-        "mlp.down_proj": (facts.width, facts.mlp_width),
-    }
-    shapes = {f"model.layers.{i}.{name}": shape for i in range(facts.layers) for name, shape in in_layer.items()}
-    return {**shapes, "lm_head": (facts.vocab_size, facts.width)}
+    stored = expected_shapes(facts)
+    in_layers = {name.removesuffix(".weight"): shape for name, shape in stored.items() if name.endswith("_proj.weight")}
+    return {**in_layers, "lm_head": (facts.vocab_size, facts.width)}
 
 
 def is_target(

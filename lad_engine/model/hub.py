@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,15 @@ from tqdm.auto import tqdm
 from ..errors import DownloadError
 from .cache import Progress
 
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.json", "merges.txt")
 # what a base model needs and nothing else: no pickles, no second copy of the weights in another format
-PATTERNS = (
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab.json",
-    "merges.txt",
-)
+PATTERNS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Say whether `source` has the form of a hub id, "owner/name"."""
+    return HUB_ID.fullmatch(str(source)) is not None
 
 
 def download(repository: str, progress: Progress | None = None, patterns: Sequence[str] = PATTERNS) -> Path:

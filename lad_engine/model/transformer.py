@@ -140,7 +140,7 @@ class Transformer(nn.Module):
     def slots(self) -> dict[str, Tensor]:
         """Return the storage of every checkpoint tensor by its Hugging Face name, fused weights as row views."""
         out: dict[str, Tensor] = {"model.embed_tokens.weight": self.embed.data, "model.norm.weight": self.head.norm.data}
-        for projection in self._projections():
+        for projection in self.projections():
             for name, (start, stop) in projection.rows.items():
                 if projection.weight is self.embed:
                     continue
@@ -159,7 +159,7 @@ class Transformer(nn.Module):
         Raises:
             AdapterError: no such linear layer.
         """
-        for projection in self._projections():
+        for projection in self.projections():
             if path in projection.rows:
                 if projection.weight is self.embed:
                     projection.weight = nn.Parameter(self.embed.detach().clone(), requires_grad=False)
@@ -184,9 +184,10 @@ class Transformer(nn.Module):
 
     def linear_names(self) -> list[str]:
         """Return the module paths of all linear layers, lm_head included."""
-        return [name for projection in self._projections() for name in projection.rows]
+        return [name for projection in self.projections() for name in projection.rows]
 
-    def _projections(self) -> list[Projection]:
+    def projections(self) -> list[Projection]:
+        """Return every fused linear layer, layer by layer, the head's last."""
         return [p for layer in self.layers for p in (layer.qkv, layer.output, layer.gate_up, layer.down)] + [self.head.projection]
 
 

@@ -17,11 +17,10 @@ from .cache import Progress
 from .default_base import DEFAULT_NAME, default_folder
 from .facts import read_facts, read_json
 from .gguf import gguf_folder
-from .hub import download
+from .hub import download, is_hub_id
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 FINGERPRINT_VALUES = 64
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # buffers that old exporters stored; they follow from the config
 IGNORED = re.compile(r"(model\.layers\.\d+\.self_attn\.rotary_emb|model\.rotary_emb)\.inv_freq")
 
@@ -148,7 +147,7 @@ def _locate(source: str | Path | None, progress: Progress | None) -> tuple[Path,
         raise CheckpointError(
             f"{path}: is a {path.suffix or 'plain'} file, expected a model folder, a .gguf file or a hub id. Give its folder."
         )
-    if path.suffix != ".gguf" and HUB_ID.fullmatch(str(source)):
+    if path.suffix != ".gguf" and is_hub_id(source):
         return download(str(source), progress), str(source)
     raise CheckpointError(
         f"{source}: no such folder or file, expected a model folder, a .gguf file or a hub id like owner/name. Check the path."
