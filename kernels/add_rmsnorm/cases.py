@@ -6,13 +6,14 @@ import torch
 
 
 def cases(device: str, dtype: torch.dtype) -> list[dict]:
-    """Return keyword arguments: smallest, odd, model width, no residual, and inputs so small that eps matters."""
+    """Return keyword arguments: smallest, odd, model width, no residual, a slice of wider rows, and inputs so small that eps matters."""
     out = []
     for rows, D in ((1, 1), (5, 123), (7, 576), (3, 2048)):
         x, residual = (torch.randn(rows, D, device=device).to(dtype) for _ in range(2))
         out.append({"x": x, "residual": residual, "weight": torch.randn(D, device=device).to(dtype), "eps": 1e-5})
     model = out[2]
     out.append({**model, "residual": None})
+    out.append({**model, "x": torch.randn(7, 640, device=device).to(dtype)[:, :576]})
     out.append({**model, "x": model["x"] * 3e-3, "residual": model["residual"] * 3e-3, "eps": 1e-4})
     return out
 
