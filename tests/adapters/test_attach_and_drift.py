@@ -112,8 +112,9 @@ def test_facts_that_do_not_fit_this_base_are_refused(
 def test_another_base_of_the_same_shape_passes_when_only_shapes_are_asked_for(
     transformer: Transformer, codec: TextCodec, make_adapter: Callable[..., Adapter]
 ) -> None:
-    preflight(transformer, codec, make_adapter(base_fingerprint="f" * 64), shapes_only=True)
-    preflight(transformer, codec, make_adapter(base_fingerprint=transformer.facts.fingerprint))
+    foreign = preflight(transformer, codec, make_adapter(base_fingerprint="f" * 64), shapes_only=True)
+    own = preflight(transformer, codec, make_adapter(base_fingerprint=transformer.facts.fingerprint))
+    assert foreign.logit_change == own.logit_change > 0
 
 
 def change(adapter: Adapter, module: str, **parts: torch.Tensor) -> Adapter:

@@ -58,9 +58,10 @@ def test_the_whole_step_with_its_model_reads_nothing_on_the_host(language_model,
     denoiser = LadDenoiser(language_model, select_ops("reference"))
     with torch.inference_mode():
         state = denoiser.begin([canvas(), canvas(2, 9)], [params_of(name)] * 2, mask_id=MASK, eos_ids=EOS_IDS, device="cpu")
-        with guarded():
+        with guarded() as guard:
             denoiser.step_(state)
             denoiser.step_(state)
+    assert guard.calls > 100 and state.taken_steps == 2
 
 
 def test_rows_that_are_done_and_columns_off_the_canvas_cost_nothing_and_change_nothing(language_model, monkeypatch):
