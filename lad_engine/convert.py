@@ -19,9 +19,12 @@ from .adapters.single_file import DTYPES, save_single_file
 from .adapters.write_peft import write_peft_folder
 from .errors import AdapterError, LadError
 from .model.weights import open_checkpoint
+from .profiles import profile_names
+from .terminal.arguments import SentenceParser
+from .text.prompts import FORMATS
 
 FORMS = ("single", "peft", "full")
-PROMPT_FORMATS = ("chat", "space", "raw")
+INTERRUPTED = 130
 # options that replace a recorded fact: (option, fact)
 FACTS = (
     ("name", "name"),
@@ -38,12 +41,13 @@ FACTS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 with one sentence on standard error for anything the caller can cause)."""
-    options = _parser().parse_args(arguments)
     try:
-        print(convert(options))
+        print(convert(_parser().parse_args(arguments)))
     except LadError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 
@@ -95,7 +99,7 @@ def _write(adapter: Adapter, target: Path, form: str, dtype: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lad_engine.convert", description=__doc__)
+    parser = SentenceParser(prog="python -m lad_engine.convert", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "source", metavar="IN", help="a legacy .pth file, a PEFT folder (also with adapter_model.bin), an adapter file, or a hub id"
     )
@@ -111,10 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     facts.add_argument("--mask-token", help="the mask's piece of text, one token of the base's tokenizer")
     facts.add_argument("--mask-id", type=int)
     facts.add_argument("--eos-id", type=int)
-    facts.add_argument("--prompt-format", choices=PROMPT_FORMATS)
+    facts.add_argument("--prompt-format", choices=FORMATS)
     facts.add_argument("--system-prompt")
     facts.add_argument("--corruption")
-    facts.add_argument("--profile")
+    facts.add_argument("--profile", choices=profile_names())
     facts.add_argument("--next-position", action="store_true", help="row j-1 predicts position j")
     return parser
 

@@ -42,14 +42,16 @@ SAMPLING_HELP = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class SentenceParser(argparse.ArgumentParser):
+    """Raises ConfigError, one sentence, where argparse would print its usage and exit."""
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message[:1].lower()}{message[1:].rstrip('.')}. See --help for what is accepted.")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; imports neither torch nor transformers, so --help is immediate."""
-    parser = _Parser(
+    parser = SentenceParser(
         prog="python -m lad_engine.generate",
         usage="python -m lad_engine.generate PROMPT [options]",
         description="Answer a prompt with a diffusion language model, refining the whole answer at once.",
