@@ -63,6 +63,12 @@ def test_a_setting_that_nothing_reads_is_refused_until_something_does(settings, 
     assert SamplingParams(**{**settings, **missing}).max_new_tokens == 64
 
 
+def test_one_stop_text_or_token_stands_for_a_tuple_of_it():
+    params = SamplingParams(stop="end", suppress_tokens=7)
+    assert (params.stop, params.suppress_tokens) == (("end",), (7,))
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+
+
 def test_rules_that_exclude_each_other_are_refused():
     with pytest.raises(ConfigError, match="commits tokens for good"):
         SamplingParams(remasking="transfer", retention="locked")
