@@ -11,7 +11,8 @@ from torch import Tensor, nn
 class Projection(nn.Module):
     """A linear layer, possibly several of the checkpoint fused by rows (q, k and v; gate and up).
 
-    weight: `[out, in]`; bias: `[out]` or None; `parts` maps the checkpoint's own layer names to their rows.
+    weight: `[out, in]`; bias: `[out]` or None; `rows` maps the checkpoint's own layer names to their
+    [start, stop), in the order of `parts` (name: number of rows).
     """
 
     def __init__(self, in_width: int, parts: dict[str, int], has_bias: bool, dtype: torch.dtype, device: torch.device | str) -> None:

@@ -37,10 +37,6 @@ class TextCodec:
         first = self.encode("a")
         self._marks_start = bool(first) and (tokenizer.id_to_token(first[0]) or "").startswith("\u2581")
 
-    @property
-    def has_chat_template(self) -> bool:
-        return self._chat_source is not None
-
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; no BOS or EOS is added, special tokens written out in `text` are recognised."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
