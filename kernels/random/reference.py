@@ -59,8 +59,13 @@ def uniform(seeds: Tensor, positions: Tensor, step: Tensor, purpose: int) -> Ten
     Raises:
         ValueError: a shape or dtype disagrees.
     """
+    check(seeds, positions, step)
+    word = philox4x32((positions[None], step, purpose, 0), seeds[:, None])[0]
+    return ((word >> 9).float() + 0.5) * 2.0**-23
+
+
+def check(seeds: Tensor, positions: Tensor, step: Tensor) -> None:
+    """Raise ValueError where a shape or dtype disagrees."""
     for name, value, dims in (("seeds", seeds, 1), ("positions", positions, 1), ("step", step, 0)):
         if value.dim() != dims or value.dtype != torch.int64:
             raise ValueError(f"uniform: {name} is {value.dim()}-d {value.dtype}, expected {dims}-d torch.int64.")
-    word = philox4x32((positions[None], step, purpose, 0), seeds[:, None])[0]
-    return ((word >> 9).float() + 0.5) * 2.0**-23

@@ -27,7 +27,7 @@ def renoise(
     Raises:
         ValueError: a shape or dtype disagrees.
     """
-    _check(tokens, eligible, weight, count, seeds)
+    check(tokens, eligible, weight, count, seeds)
     B, R = tokens.shape
     columns = torch.arange(R, device=tokens.device)
     key = uniform(seeds, columns, step, purpose).double().log() / weight.double().clamp(min=SMALLEST_WEIGHT)
@@ -36,7 +36,8 @@ def renoise(
     return torch.where(eligible & (rank < count[:, None]), mask_id, tokens)
 
 
-def _check(tokens: Tensor, eligible: Tensor, weight: Tensor, count: Tensor, seeds: Tensor) -> None:
+def check(tokens: Tensor, eligible: Tensor, weight: Tensor, count: Tensor, seeds: Tensor) -> None:
+    """Raise ValueError where a shape or dtype disagrees."""
     if tokens.dim() != 2 or tokens.dtype != torch.int64:
         raise ValueError(f"renoise: tokens is {tuple(tokens.shape)} {tokens.dtype}, expected [B, R] torch.int64.")
     for name, value, shape, dtype in (

@@ -56,11 +56,7 @@ def structured_noise(
 
     Source: LAD paper, Algorithm 1 (paper); the authors' notebook export (code); their later mask-only notebook (mask_only).
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"structured_noise: variant is {variant!r}, expected one of {', '.join(VARIANTS)}.")
-    if ids.dim() != 2 or not answer_start.shape == lengths.shape == seeds.shape == ids.shape[:1]:
-        shapes = tuple(tuple(t.shape) for t in (ids, answer_start, lengths, seeds))
-        raise ValueError(f"structured_noise: ids, answer_start, lengths, seeds are {shapes}, expected [B, T] and three times [B].")
+    check(ids, answer_start, lengths, seeds, variant)
     width = ids.shape[1]
     columns = torch.arange(width, device=ids.device)
     answer_length = lengths - answer_start
@@ -79,6 +75,15 @@ def structured_noise(
     back = (columns[None] - answer_start[:, None]).clamp(min=0)
     inside = (columns[None] >= answer_start[:, None]) & (columns[None] < lengths[:, None])
     return torch.where(inside, tokens.gather(1, back), ids), level
+
+
+def check(ids: Tensor, answer_start: Tensor, lengths: Tensor, seeds: Tensor, variant: str) -> None:
+    """Raise ValueError for an unknown variant, or shapes that disagree."""
+    if variant not in VARIANTS:
+        raise ValueError(f"structured_noise: variant is {variant!r}, expected one of {', '.join(VARIANTS)}.")
+    if ids.dim() != 2 or not answer_start.shape == lengths.shape == seeds.shape == ids.shape[:1]:
+        shapes = tuple(tuple(t.shape) for t in (ids, answer_start, lengths, seeds))
+        raise ValueError(f"structured_noise: ids, answer_start, lengths, seeds are {shapes}, expected [B, T] and three times [B].")
 
 
 def _levels(seeds: Tensor, step: Tensor, answer_length: Tensor, variant: str, fixed_level: float | None) -> tuple[Tensor, Tensor]:

@@ -71,5 +71,5 @@ def _implementation(op, backend):
 
 
 def test_an_unknown_backend_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"renoise: backend is 'metal', expected one of reference, cpu\."):
+    with pytest.raises(ValueError, match=r"renoise: backend is 'metal', expected one of reference, cpu, triton\."):
         load_op("renoise").implementation("metal")
