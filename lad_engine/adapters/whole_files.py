@@ -71,8 +71,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write one safetensors file (contiguous CPU copies)."""
+    """Write one safetensors file (contiguous CPU copies), readable by whom other new files are."""
+    path.touch()
+    mode = path.stat().st_mode
     save_file({name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}, str(path), metadata=dict(metadata or {}))
+    # safetensors makes files private to their owner, so that a shared folder would hold adapters nobody else can load.
+    path.chmod(mode)
 
 
 def _swap(new: Path, place: Path) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,9 +62,7 @@ class TraceWriter:
     def __enter__(self) -> TraceWriter:
         check_writable(self._path)
         try:
-            self._file = tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=self._path.parent, prefix=f".{self._path.name}.", suffix=".part", delete=False
-            )
+            self._file = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.part").open("x", encoding="utf-8")
         except OSError as error:
             raise _unwritable(self._path, error) from error
         return self
@@ -75,8 +73,6 @@ class TraceWriter:
         try:
             self._file.close()
             if kind is None:
-                # A temporary file is private to its owner; a trace is an ordinary one.
-                partial.chmod(0o666 & ~_umask())
                 os.replace(partial, self._path)
         except OSError as failure:
             raise _unwritable(self._path, failure) from failure
@@ -185,9 +181,3 @@ def _number(value: float) -> float | None:
 
 def _unwritable(path: Path, error: OSError) -> RequestError:
     return RequestError(f"--trace: {path} cannot be written ({error.strerror or error}), expected a writable place. Choose another file.")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

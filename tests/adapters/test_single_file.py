@@ -156,3 +156,9 @@ def test_nothing_else_is_overwritten(adapter: Adapter, tmp_path: Path) -> None:
     (folder / "stale.txt").write_text("old")
     write_peft_folder(folder, adapter)
     assert not (folder / "stale.txt").exists()
+
+
+def test_what_is_written_can_be_read_by_whom_other_new_files_can(adapter: Adapter, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    written = [save_single_file(tmp_path / "a.safetensors", adapter), *write_peft_folder(tmp_path / "f", adapter).iterdir()]
+    assert {path.stat().st_mode for path in written} == {(tmp_path / "plain").stat().st_mode}
