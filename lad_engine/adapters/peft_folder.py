@@ -9,11 +9,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..contracts import AdapterFacts
 from ..errors import AdapterError
 from .author_files import norms_of, run_settings
 from .low_rank import Adapter, pair_up
 from .peft_config import CONFIG_NAME, PeftConfig, read_peft_config
+from .single_file import facts_from_mapping
 from .targets import short_names
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -68,7 +68,7 @@ def assemble(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor], so
         "name": folder.resolve().name,
         "rank": config.rank,
         "alpha": config.alpha,
-        "targets": short_names(weights),
+        "targets": list(short_names(weights)),
         "base_name": config.base_name,
         "uses_rslora": config.uses_rslora,
     }
@@ -76,7 +76,7 @@ def assemble(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor], so
         known["extra"] = {"layers": config.layers if isinstance(config.layers, int) else list(config.layers)}
     settings = run_settings(folder)
     settings["extra"] = {**known.get("extra", {}), **settings["extra"]}
-    return Adapter(AdapterFacts(**{**known, **settings}), weights, norms_of(folder), folder, config.adapts, copies)
+    return Adapter(facts_from_mapping(str(folder), {**known, **settings}), weights, norms_of(folder), folder, config.adapts, copies)
 
 
 def module_path(name: str) -> str:

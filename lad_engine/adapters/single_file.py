@@ -22,6 +22,15 @@ FORMAT = "lad-adapter"
 VERSION = "1"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
+# What the types of AdapterFacts are in JSON, and in words.
+JSON_KINDS = {
+    "str": ((str,), "a string"),
+    "int": ((int,), "an integer"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "tuple[str, ...]": ((list,), "a list"),
+    "Mapping[str, Any]": ((dict,), "an object"),
+}
 REQUIRED = ("name", "rank", "alpha", "targets", "mask_token", "mask_id")
 
 
@@ -87,16 +96,15 @@ def facts_from_mapping(where: str, values: Mapping[str, Any]) -> AdapterFacts:
     for name in values:
         if name not in known:
             raise AdapterError(f"{where}: fact {name} is unknown, expected {', '.join(sorted(known))}. Update lad-engine to read it.")
-    plain = dict(values)
-    for name, kind in (("rank", int), ("alpha", (int, float)), ("mask_id", int), ("targets", list), ("mask_token", str), ("extra", dict)):
-        if name in plain and (not isinstance(plain[name], kind) or isinstance(plain[name], bool)):
-            raise AdapterError(f"{where}: fact {name} is {plain[name]!r}, expected {_words(kind)}.")
-    plain["targets"] = tuple(plain["targets"])
-    return AdapterFacts(**plain)
-
-
-def _words(kind: Any) -> str:
-    return {int: "an integer", list: "a list", str: "a string", dict: "an object"}.get(kind, "a number")
+    for field in dataclasses.fields(AdapterFacts):
+        type_name, _, may_be_none = field.type.partition(" | ")
+        kinds, words = JSON_KINDS[type_name]
+        value = values.get(field.name)
+        if field.name not in values or (value is None and may_be_none):
+            continue
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise AdapterError(f"{where}: fact {field.name} is {value!r}, expected {words}. Correct it.")
+    return AdapterFacts(**{**values, "targets": tuple(values["targets"])})
 
 
 def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

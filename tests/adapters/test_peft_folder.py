@@ -147,6 +147,9 @@ def test_the_authors_files_fill_in_what_peft_does_not_record(tmp_path: Path) -> 
     assert facts.extra["run"]["lora_r"] == 2
     (folder / "mask_token.json").write_text(json.dumps({"mask_token_id": "77"}))
     assert "mask_token.json" in refusal(folder)
+    (folder / "mask_token.json").unlink()
+    (folder / "lad_facts.json").write_text(json.dumps({"predicts_next_token": "no"}))
+    assert "fact predicts_next_token is 'no', expected true or false" in refusal(folder)
 
 
 def test_norm_files_hold_norms_only_and_execute_nothing(tmp_path: Path) -> None:
