@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,14 @@ def test_a_stream_ends_with_the_result_generate_gives(engine: Engine):
 def test_a_stream_leaves_its_caller_out_of_inference_mode(engine: Engine):
     for _ in engine.stream(PROMPTS[0], engine.sampling("paper", max_new_tokens=4, steps=2)):
         assert not torch.is_inference_mode_enabled()
+
+
+def test_time_the_caller_takes_between_events_is_not_counted(engine: Engine):
+    began = time.perf_counter()
+    for item in engine.stream(PROMPTS[0], engine.sampling("paper", max_new_tokens=4, steps=2, early_stop=False)):
+        if isinstance(item, StepEvent):
+            time.sleep(0.2)
+    assert item.timings["total_ms"] < (time.perf_counter() - began) * 1e3 - 390
 
 
 def test_a_draft_that_would_be_hidden_whole_is_refused(engine: Engine):
