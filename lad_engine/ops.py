@@ -17,6 +17,8 @@ OP_NAMES = ("attention", "add_rmsnorm", "rotary", "swiglu", "lora_linear", "choo
 BACKENDS = ("reference", "cpu", "sdpa", "triton", "cuda")
 # Tried in this order by "auto", the reference last; a device that is not listed gets the reference.
 PREFERRED = {"cpu": ("cpu", "sdpa"), "cuda": ("cuda", "triton", "sdpa")}
+# A library call stays first wherever no committed result shows our kernel faster.
+PREFERRED_FOR = {("attention", "cuda"): ("sdpa", "cuda", "triton")}
 ENVIRONMENT_VARIABLE = "LAD_OPS"
 
 log = logging.getLogger(__name__)
@@ -96,7 +98,7 @@ def _backends_in_use() -> tuple[str, ...]:
 
 def _best(op: Op, device_type: str, stepped_down: dict[str, list[str]]) -> tuple[str, Callable[..., Any], str]:
     reason = "the only one" if not op.backends else f"no other runs on {device_type}"
-    for backend in PREFERRED.get(device_type, ()):
+    for backend in PREFERRED_FOR.get((op.name, device_type), PREFERRED.get(device_type, ())):
         if backend not in op.backends:
             continue
         try:
@@ -113,7 +115,9 @@ def _by_name(op: Op, backend: str, device_type: str) -> Callable[..., Any]:
         return op.reference
     if backend not in op.backends:
         raise OpsError(f"{where}: the backends of {op.name} are {', '.join(('reference', *op.backends))}. Choose one of these.")
-    if backend not in PREFERRED.get(device_type, ()):
+    # Triton's own switch: its interpreter runs on the CPU, for tests, and only where the backend is asked for by name.
+    is_interpreted = (backend, device_type) == ("triton", "cpu") and os.environ.get("TRITON_INTERPRET") == "1"
+    if backend not in PREFERRED.get(device_type, ()) and not is_interpreted:
         runs_on = ", ".join(device for device, backends in PREFERRED.items() if backend in backends)
         raise OpsError(f"{where}: device is {device_type}, expected {runs_on}. Use --ops {op.name}=reference.")
     try:

@@ -38,8 +38,8 @@ MAY_IMPORT = {
 # Packages only some extra or some Python versions bring, or that take seconds to import and only some commands need.
 MAY_BE_IMPORTED_LATE = {"accelerate", "datasets", "matplotlib", "peft", "transformers", "gguf", "huggingface_hub", "tomllib"}
 VARIABLES = {"LAD_OPS", "LAD_CUDA_ARCHS", "LAD_SKIP_EXT", "LAD_CACHE"}
-# Set by another program (the hub's client, torchrun), and honoured.
-FOREIGN_VARIABLES = {"HF_HUB_OFFLINE", "WORLD_SIZE"}
+# Set by another program (the hub's client, torchrun, Triton's tests), and honoured.
+FOREIGN_VARIABLES = {"HF_HUB_OFFLINE", "WORLD_SIZE", "TRITON_INTERPRET"}
 PUBLIC_HOSTS = (
     "arxiv.org",
     "github.com",

@@ -50,10 +50,11 @@ def add_rmsnorm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float =
     # Without a residual the stream is x itself: nothing is copied.
     h = x if residual is None else torch.empty_like(y)
     if x.numel():
-        _add_rmsnorm_kernel[(rows.shape[0],)](
-            rows, added, weight.contiguous(), y, None if residual is None else h,
-            rows.stride(0), 0 if added is None else added.stride(0), D, eps, **launch_config(D),
-        )  # fmt: skip
+        with torch.cuda.device_of(rows):
+            _add_rmsnorm_kernel[(rows.shape[0],)](
+                rows, added, weight.contiguous(), y, None if residual is None else h,
+                rows.stride(0), 0 if added is None else added.stride(0), D, eps, **launch_config(D),
+            )  # fmt: skip
     return y, h
 
 

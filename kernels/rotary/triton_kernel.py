@@ -50,9 +50,10 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     out = torch.empty(B, T, N, K, dtype=x.dtype, device=x.device)
     if out.numel():
         config, rows = launch_config(K // 2), B * T * N
-        _rotary_kernel[(triton.cdiv(rows, config["BLOCK_ROWS"]),)](
-            x, cos, sin, out, *x.stride()[:3], cos.stride(0), sin.stride(0), rows, T, N, K // 2, **config
-        )
+        with torch.cuda.device_of(x):
+            _rotary_kernel[(triton.cdiv(rows, config["BLOCK_ROWS"]),)](
+                x, cos, sin, out, *x.stride()[:3], cos.stride(0), sin.stride(0), rows, T, N, K // 2, **config
+            )
     return out
 
 

@@ -42,7 +42,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if out.numel():
         config = launch_config(F)
         grid = (rows.shape[0], triton.cdiv(F, config["BLOCK_F"]))
-        _swiglu_kernel[grid](rows, out, rows.stride(0), F, **config)
+        with torch.cuda.device_of(rows):
+            _swiglu_kernel[grid](rows, out, rows.stride(0), F, **config)
     return out
 
 

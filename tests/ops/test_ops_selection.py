@@ -16,6 +16,7 @@ from lad_engine.ops import BACKENDS, OP_NAMES, load_op, select_ops
 @pytest.fixture(autouse=True)
 def _no_variable(monkeypatch):
     monkeypatch.delenv("LAD_OPS", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
 @pytest.fixture
@@ -110,6 +111,24 @@ def test_a_backend_that_no_op_has_is_refused(monkeypatch):
 def test_a_backend_of_another_device_is_refused():
     with pytest.raises(OpsError, match=r"renoise=cpu: device is cuda, expected cpu\."):
         select_ops("renoise=cpu", "cuda:0")
+
+
+def test_triton_on_a_cpu_is_for_tests_and_only_by_name(monkeypatch):
+    pytest.importorskip("triton")
+    with pytest.raises(OpsError, match=r"triton: device is cpu, expected cuda\."):
+        select_ops("triton", "cpu")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "triton" not in select_ops("auto", "cpu").chosen.values()
+    assert select_ops("triton", "cpu").chosen["swiglu"] == "triton"
+
+
+def test_a_gpu_gets_our_kernels_but_keeps_the_librarys_attention():
+    pytest.importorskip("triton")
+    chosen = select_ops("auto", "cuda").chosen
+    assert {name: chosen[name] for name in ("attention", "add_rmsnorm", "rotary", "swiglu")} == {
+        "attention": "sdpa", "add_rmsnorm": "triton", "rotary": "triton", "swiglu": "triton",
+    }  # fmt: skip
+    assert select_ops("attention=triton", "cuda").chosen["attention"] == "triton"
 
 
 @pytest.mark.usefixtures("no_extension")
