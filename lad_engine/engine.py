@@ -187,6 +187,12 @@ class Engine:
             max_positions=self.facts.max_positions,
             mask_id=self.mask_id,
         )
+        largest = int(canvas.ids.max())
+        if largest >= self.facts.vocab_size:
+            raise RequestError(
+                f"prompt: token id {largest} is beyond the base's vocabulary, expected less than {self.facts.vocab_size}. "
+                "The tokenizer's files do not belong to these weights."
+            )
         if params.noise_start == 1 and (canvas.is_open & (canvas.ids != self.mask_id)).any():
             raise RequestError(
                 "draft: noise_start is 1, which hides all of it before the first step, expected less. "

@@ -20,7 +20,7 @@ SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token"
 class TextCodec:
     """Text to ids and back for one checkpoint; nothing is added or stripped unless a method says so.
 
-    bos_id, eos_id: None where the tokenizer names none. special_ids: ids left out of decoded text.
+    bos_id, eos_id: None where the tokenizer names none.
     """
 
     def __init__(self, tokenizer: Tokenizer, special_tokens: Mapping[str, str], chat_template: str | None = None, name: str = "") -> None:
@@ -28,11 +28,8 @@ class TextCodec:
         self._special_tokens = dict(special_tokens)
         self._chat_source = chat_template
         self.name = name
-        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
         self.bos_id = self._special_id("bos_token")
         self.eos_id = self._special_id("eos_token")
-        added = tokenizer.get_added_tokens_decoder()
-        self.special_ids = frozenset(index for index, token in added.items() if token.special)
         # SentencePiece vocabularies put a word-start mark before the first piece of every separately encoded text.
         first = self.encode("a")
         self._marks_start = bool(first) and (tokenizer.id_to_token(first[0]) or "").startswith("\u2581")

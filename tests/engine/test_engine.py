@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -110,6 +111,12 @@ def test_time_the_caller_takes_between_events_is_not_counted(engine: Engine):
         if isinstance(item, StepEvent):
             time.sleep(0.2)
     assert item.timings["total_ms"] < (time.perf_counter() - began) * 1e3 - 390
+
+
+def test_a_tokenizer_with_more_tokens_than_the_base_is_refused_not_a_crash(engine: Engine, monkeypatch):
+    monkeypatch.setattr(engine, "facts", dataclasses.replace(engine.facts, vocab_size=40))
+    with pytest.raises(RequestError, match="beyond the base's vocabulary, expected less than 40"):
+        engine.generate(PROMPTS[0], engine.sampling("paper", max_new_tokens=4, steps=2))
 
 
 def test_a_draft_that_would_be_hidden_whole_is_refused(engine: Engine):
