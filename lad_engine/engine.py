@@ -25,7 +25,7 @@ from .model.language_model import LanguageModel
 from .model.transformer import Transformer
 from .model.weights import Checkpoint, open_checkpoint
 from .ops import OpSet, select_ops
-from .profiles import profile_params
+from .profiles import profile_names, profile_params
 from .runtime.readout import Outcome, read_event, read_outcome
 from .runtime.runner import steps
 from .text.answer import Answer, cut_answer
@@ -104,9 +104,17 @@ class Engine:
         return cls(language_model, codec, checkpoint, loaded, config, ops, (time.perf_counter() - started) * 1e3)
 
     def sampling(self, profile: str | None = None, **settings: Any) -> SamplingParams:
-        """Return the profile's sampling parameters (the adapter's own profile by default) with `settings` laid over them."""
-        name = profile or (self.adapter_facts.profile if self.adapter_facts else "paper")
-        return profile_params(name, settings)
+        """Return the profile's sampling parameters (the adapter's own profile by default) with `settings` laid over them.
+
+        Raises:
+            ConfigError: an unknown profile or name, or settings that do not hold together.
+        """
+        own = self.adapter_facts.profile if self.adapter_facts else "paper"
+        if profile is None and own not in profile_names():
+            raise ConfigError(
+                f"{self.adapter_facts.name}: its own profile is {own!r}, expected one of {', '.join(profile_names())}. Give one (--profile)."
+            )
+        return profile_params(profile or own, settings)
 
     def generate(
         self, prompts: str | Prompt | Sequence[str | Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None

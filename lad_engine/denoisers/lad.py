@@ -39,7 +39,8 @@ class LadDenoiser:
     def step_(self, state: LadState) -> None:
         """Predict every open position once and update `state` in place; rows that are done stay as they are.
 
-        Static: shapes follow the buffers, per-step numbers come from device tables, and nothing is read on the host.
+        Static: shapes follow the buffers and the plan's host integers, per-step numbers come from device tables, and no tensor is
+        read on the host.
         """
         now = state.tables.at(state.step)
         in_window = state.columns < now.visible[:, None]

@@ -181,6 +181,13 @@ def test_a_mask_token_beside_an_adapter_that_names_another_is_refused(base: Path
         Engine.load(base, adapter=adapter, mask_token="the")
 
 
+def test_an_adapter_with_an_unknown_profile_decodes_with_a_named_one(base: Path, tmp_path):
+    engine = Engine.load(base, adapter=write_adapter(base, tmp_path / "odd.safetensors", profile="papr"))
+    with pytest.raises(ConfigError, match="tiny: its own profile is 'papr', expected one of paper, .* Give one"):
+        engine.sampling()
+    assert engine.sampling("space").profile == "space"
+
+
 def test_the_default_adapter_on_another_base_says_what_to_give_instead(base: Path, tmp_path, monkeypatch):
     foreign = write_adapter(base, tmp_path / "other.safetensors", base_fingerprint="0" * 64)
     monkeypatch.setattr("lad_engine.engine._default_adapter", lambda: foreign)
