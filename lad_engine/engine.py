@@ -112,7 +112,7 @@ class Engine:
         own = self.adapter_facts.profile if self.adapter_facts else "paper"
         if profile is None and own not in profile_names():
             raise ConfigError(
-                f"{self.adapter_facts.name}: its own profile is {own!r}, expected one of {', '.join(profile_names())}. Give one (--profile)."
+                f"{self.adapter_facts.name}: its profile is {own!r}, expected one of {', '.join(profile_names())}. Give one (--profile)."
             )
         return profile_params(profile or own, settings)
 
