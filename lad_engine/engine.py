@@ -25,6 +25,7 @@ from .model.language_model import LanguageModel
 from .model.transformer import Transformer
 from .model.weights import Checkpoint, open_checkpoint
 from .ops import OpSet, select_ops
+from .placement import native_dtype, resolve_device
 from .profiles import profile_names, profile_params
 from .runtime.readout import Outcome, read_event, read_outcome
 from .runtime.runner import steps
@@ -271,34 +272,12 @@ def _resolve(config: EngineConfig, settings: dict[str, Any]) -> EngineConfig:
     if unknown:
         raise ConfigError(f"{unknown[0]} is not an engine setting, expected one of {', '.join(sorted(known))}.")
     config = dataclasses.replace(config, **settings)
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ConfigError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N.") from error
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(
-            f"device is {device!r}, expected {'auto, cpu or cuda' if torch.cuda.is_available() else 'cpu, this machine has no CUDA GPU'}."
-        )
+    device = resolve_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    dtype = config.dtype if config.dtype != "auto" else _native_dtype(kind)
-    invariant = kind == "cpu" if config.batch_invariant is None else config.batch_invariant
-    return dataclasses.replace(config, device=device, dtype=dtype, batch_invariant=invariant)
-
-
-def _native_dtype(kind: str) -> str:
-    if kind == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    # Without bf16 instructions a CPU emulates them: 2 to 3 x slower than fp32 (bench/step.py).
-    return "bfloat16" if _computes_in_bf16() else "float32"
-
-
-def _computes_in_bf16() -> bool:
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe and probe())
+    dtype = config.dtype if config.dtype != "auto" else str(native_dtype(device)).removeprefix("torch.")
+    invariant = device.type == "cpu" if config.batch_invariant is None else config.batch_invariant
+    return dataclasses.replace(config, device=str(device), dtype=dtype, batch_invariant=invariant)
 
 
 def _load_transformer(checkpoint: Checkpoint, ops: OpSet, config: EngineConfig, progress: Progress | None) -> Transformer:

@@ -10,16 +10,22 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
+from rich.console import Console
 
 from .adapters.reader import read_adapter
+from .adapters.whole_files import whole_file
 from .errors import ConfigError, LadError, TrainingError
 from .model.language_model import LanguageModel
 from .model.transformer import Transformer
 from .model.weights import open_checkpoint
 from .ops import select_ops
+from .placement import native_dtype, resolve_device
+from .profiles import load_profile
+from .terminal.arguments import SentenceParser
+from .terminal.progress import LoadProgress
 from .text.codec import load_tokenizer
 from .training.checkpoint import list_checkpoints
 from .training.config import TrainConfig, field_kinds
@@ -30,11 +36,6 @@ from .training.lora import attach_trainable
 from .training.metrics import MetricsFile, plot_losses
 from .training.processes import Processes, join_processes
 from .training.trainer import Trainer
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"command line: {message}. See python -m lad_engine.train --help.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = SentenceParser(
         prog="python -m lad_engine.train",
         description="Train a LoRA adapter that turns an autoregressive checkpoint into a denoiser. Settings of the file are also flags.",
         allow_abbrev=False,
@@ -91,6 +92,7 @@ def _load_config(options: argparse.Namespace) -> TrainConfig:
 def _run(config: TrainConfig, options: argparse.Namespace) -> int:
     if not config.data:
         raise ConfigError("config: data is empty, expected at least one JSON Lines file. Give --data FILE.")
+    load_profile(config.profile)
     run = Path(config.output)
     if not options.resume and list_checkpoints(run):
         raise TrainingError(f"output: {run} holds the checkpoints of an earlier run. Continue it with --resume or choose another --output.")
@@ -123,7 +125,8 @@ def _build(
     config: TrainConfig, device: torch.device, dtype: torch.dtype, processes: Processes, say: Callable[[str], None], *, is_shown: bool
 ) -> Trainer:
     """Load base, tokenizer and data, attach the trainable pairs, and return the trainer."""
-    checkpoint = open_checkpoint(config.base)
+    with LoadProgress(Console(stderr=True)) as progress:
+        checkpoint = open_checkpoint(config.base, progress=progress.update)
     codec = load_tokenizer(checkpoint.folder)
     mask_id = codec.piece_id(config.mask_token)
     eos_id = codec.eos_id if codec.eos_id is not None else next(iter(checkpoint.facts.eos_ids), None)
@@ -165,21 +168,10 @@ def _build(
 
 def _placement(config: TrainConfig, processes: Processes) -> tuple[torch.device, torch.dtype]:
     """Return device and dtype; "auto" is CUDA where there is one, and bfloat16 where the hardware computes in it."""
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"config: device is {name!r}, expected cpu or cuda.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("config: device is cuda, but this machine or this torch has none. Use device cpu.")
+    device = resolve_device(config.device)
     if processes.device is not None and device.type == processes.device.type:
         device = processes.device
-    if config.dtype != "auto":
-        return device, getattr(torch, config.dtype)
-    has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return device, torch.bfloat16 if has_bf16 else torch.float32
+    return device, native_dtype(device) if config.dtype == "auto" else getattr(torch, config.dtype)
 
 
 @contextmanager
@@ -199,7 +191,8 @@ def _write_config(run: Path, config: TrainConfig, processes: Processes) -> None:
         return
     try:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(json.dumps(config.to_mapping(), indent=1), encoding="utf-8")
+        with whole_file(run / "config.json") as temporary:
+            temporary.write_text(json.dumps(config.to_mapping(), indent=1), encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"output: {run} cannot be written ({error.strerror}). Choose another --output.") from error
 

@@ -28,11 +28,12 @@ MAY_IMPORT = {
     "model": SHARED,
     "adapters": SHARED | {"model"},
     "training": SHARED | {"model", "adapters", "schedules", "text", "ops", "kernels"},
-    "engine": SHARED | ROOMS,
+    "placement": {"errors"},
+    "engine": SHARED | ROOMS | {"placement"},
     "__init__": SHARED | {"engine"},
     "generate": SHARED | {"engine", "terminal", "text", "profiles"},
     "compat": SHARED | {"engine", "text", "profiles"},
-    "train": SHARED | {"training", "model", "adapters", "text", "ops"},
+    "train": SHARED | {"training", "model", "adapters", "text", "ops", "placement", "profiles", "terminal"},
     "convert": SHARED | {"adapters", "model", "profiles", "terminal", "text"},
 }
 # Packages only some extra or some Python versions bring, or that take seconds to import and only some commands need.

@@ -214,7 +214,7 @@ def test_the_real_default_opens_in_a_moment(default_checkpoint: Checkpoint) -> N
     assert facts.fingerprint == "7c0741a449f902a34546bebdd0e8d69a3a7b912de4fe7f7c9aee68e9604f3971"
     assert sum(tensor.numel() for _, tensor in default_checkpoint.tensors()) == 134_515_008
     assert all(tensor.dtype in (torch.bfloat16, torch.float32) for _, tensor in default_checkpoint.tensors())
-    started = time.perf_counter()
+    # CPU time, not wall time: 0.02 s, where converting again would take 15 s.
+    started = time.process_time()
     assert open_checkpoint().facts == facts
-    # 0.02 s on an idle machine; converting again would take 15 s
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 3.0

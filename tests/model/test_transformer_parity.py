@@ -170,3 +170,14 @@ def test_unknown_adapter_modules_and_overlong_canvases_are_refused(tmp_path):
     too_long = model.facts.max_positions + 1
     with pytest.raises(CheckpointError, match=f"{too_long} positions"):
         model(torch.zeros(1, too_long, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("is_causal", [False, True], ids=["all_visible", "causal"])
+def test_the_default_base_equals_transformers(default_checkpoint, is_causal):
+    model = Transformer.from_tensors(default_checkpoint.facts, default_checkpoint.tensors(), select_ops("reference"))
+    theirs = AutoModelForCausalLM.from_pretrained(default_checkpoint.folder, dtype=torch.float32, attn_implementation="eager").eval()
+    ids = torch.randint(20, model.facts.vocab_size, (1, 48), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        got = model.head.logits(model(ids, is_causal=is_causal)[0])
+        wanted = theirs(ids, attention_mask=None if is_causal else all_visible(1, 48)).logits[0]
+    assert relative_error(got, wanted) < MAX_RELATIVE_ERROR
