@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ahead_of_time import Compilation
+from ..ahead_of_time import ARCHITECTURES, Compilation
 
 MAX_WIDTH = 16384
 
@@ -65,11 +65,18 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def ahead_of_time() -> list[Compilation]:
-    """The widths of SmolLM2-135M and Llama-3.1-8B, the widest, one that nothing divides, and no residual."""
+    """The width of Llama-3.1-8B and the widest everywhere; SmolLM2-135M, odd widths and no residual on sm_90."""
     pointers = ("x_ptr", "residual_ptr", "weight_ptr", "y_ptr", "h_ptr")
     out = []
-    for dtype, D in (("*bf16", 576), ("*bf16", 4096), ("*bf16", MAX_WIDTH), ("*fp16", 2048), ("*fp32", 123)):
+    for dtype, D, architectures in (
+        ("*bf16", 4096, ARCHITECTURES),
+        ("*bf16", MAX_WIDTH, ARCHITECTURES),
+        ("*fp16", 576, (90,)),
+        ("*fp32", 123, (90,)),
+        ("*bf16", 1, (90,)),
+    ):
         sizes = {"stride_x_row": D, "stride_residual_row": D, "D": D, "eps": 1e-5, **launch_config(D)}
-        out.append(Compilation(_add_rmsnorm_kernel, {**dict.fromkeys(pointers, dtype), **sizes}))
-    without = {**out[1].arguments, "residual_ptr": None, "h_ptr": None, "stride_residual_row": 0}
-    return [*out, Compilation(_add_rmsnorm_kernel, without)]
+        arguments = {**dict.fromkeys(pointers, dtype), **sizes}
+        out.append(Compilation(_add_rmsnorm_kernel, arguments, architectures=architectures))
+    without = {**out[0].arguments, "residual_ptr": None, "h_ptr": None, "stride_residual_row": 0}
+    return [*out, Compilation(_add_rmsnorm_kernel, without, architectures=(90,))]

@@ -24,18 +24,21 @@ def launch_config(rows: int, groups: int, K: int, element_bytes: int, architectu
     No tile spills. Only data-centre GPUs from sm_90 to sm_110 get tiles of more than 99 KB, all the shared memory the others have.
     """
     block_k = max(16, triton.next_power_of_2(K))
+    has_few_programs = triton.cdiv(rows, 128) * groups < ENOUGH_PROGRAMS
     if element_bytes == 4:
         # Without tensor cores the operands of a product live in registers, and larger tiles spill.
         block_m, block_n, warps, stages = 16, 16, 4, 1
     elif rows <= 16:
         block_m, block_n, warps, stages = 16, 64, 4, 3
-    elif triton.cdiv(rows, 128) * groups < ENOUGH_PROGRAMS:
-        block_m, block_n, warps, stages = 64, 64, 4, 3
     elif 90 <= architecture < 120:
         # wgmma and tcgen05 read both operands from shared memory, which leaves registers for the scores.
-        block_m, block_n, warps, stages = (128, 128, 8, 2) if block_k <= 64 else (128, 64, 8, 3)
+        large = (128, 128, 8, 2) if block_k <= 64 else (128, 64, 8, 3)
+        block_m, block_n, warps, stages = (64, 64, 4, 3) if has_few_programs else large
+    elif block_k <= 64:
+        block_m, block_n, warps, stages = (64, 64, 4, 3) if has_few_programs else (128, 64, 8, 3)
     else:
-        block_m, block_n, warps, stages = 128, 4096 // max(64, block_k), 8, 3
+        # mma.sync keeps queries, keys and the sum in registers: 64 keys of this width spill on sm_89.
+        block_m, block_n, warps, stages = 64, 32, 4, 3
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages}
 
 
@@ -166,15 +169,16 @@ def ahead_of_time() -> list[Compilation]:
         ("*bf16", 8, 512, 512, 32, 8, 64, True, False),
         ("*bf16", 1, 256, 256, 32, 8, 128, True, False),
         ("*bf16", 8, 512, 512, 32, 8, 128, True, False),
-        ("*bf16", 8, 512, 512, 32, 8, 128, True, True),
         ("*bf16", 1, 1, 512, 32, 8, 128, False, True),
         ("*fp32", 1, 65, 65, 4, 4, 128, True, True),
     )
-    # Tiles of the list above, with another dtype, mask or padding.
+    # Tiles of the list above, with another dtype, mask or padding, and every size baked in as 1.
     on_hopper = (
         ("*bf16", 8, 512, 512, 32, 8, 64, True, True),
+        ("*bf16", 8, 512, 512, 32, 8, 128, True, True),
         ("*bf16", 8, 512, 512, 32, 32, 96, True, False),
         ("*fp16", 8, 512, 512, 32, 8, 128, True, False),
+        ("*bf16", 1, 1, 1, 1, 1, 64, False, False),
     )
     out = [_compilation(*shape, architecture) for shape in everywhere for architecture in ARCHITECTURES]
     return [*out, *(_compilation(*shape, 90) for shape in on_hopper)]

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ahead_of_time import Compilation
+from ..ahead_of_time import ARCHITECTURES, Compilation
 
 PAIRS_PER_PROGRAM = 1024
 
@@ -58,18 +58,19 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def ahead_of_time() -> list[Compilation]:
-    """A slice of the packed projection of SmolLM2-135M, Llama-3.1-8B and a 96-wide head, and one head that nothing divides."""
+    """A slice of the packed projection of Llama-3.1-8B everywhere; SmolLM2-135M, a 96-wide head and odd sizes on sm_90."""
     out = []
-    for dtype, T, N, K in (
-        ("*bf16", 256, 12, 64),
-        ("*bf16", 512, 40, 128),
-        ("*bf16", 256, 64, 96),
-        ("*fp16", 256, 40, 64),
-        ("*fp32", 123, 3, 10),
+    for dtype, T, N, K, architectures in (
+        ("*bf16", 512, 40, 128, ARCHITECTURES),
+        ("*bf16", 256, 64, 96, (90,)),
+        ("*fp16", 256, 12, 64, (90,)),
+        ("*fp32", 123, 3, 10, (90,)),
+        ("*bf16", 1, 1, 2, (90,)),
     ):
         pointers = {"x_ptr": dtype, "cos_ptr": "*fp32", "sin_ptr": "*fp32", "out_ptr": dtype}
         strides = {"stride_x_batch": T * 2 * N * K, "stride_x_position": 2 * N * K, "stride_x_head": K}
         tables = {"stride_cos_position": K // 2, "stride_sin_position": K // 2}
         sizes = {"rows": T * N, "T": T, "N": N, "half": K // 2}
-        out.append(Compilation(_rotary_kernel, {**pointers, **strides, **tables, **sizes, **launch_config(K // 2)}))
+        arguments = {**pointers, **strides, **tables, **sizes, **launch_config(K // 2)}
+        out.append(Compilation(_rotary_kernel, arguments, architectures=architectures))
     return out

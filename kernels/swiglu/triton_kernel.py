@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ahead_of_time import Compilation
+from ..ahead_of_time import ARCHITECTURES, Compilation
 
 MAX_BLOCK = 1024
 
@@ -48,8 +48,14 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def ahead_of_time() -> list[Compilation]:
-    """The widths of SmolLM2-135M and Llama-3.2-1B, and one that nothing divides."""
-    return [
-        Compilation(_swiglu_kernel, {"gate_up_ptr": dtype, "out_ptr": dtype, "stride_gate_up_row": 2 * F, "F": F, **launch_config(F)})
-        for dtype, F in (("*bf16", 1536), ("*bf16", 8192), ("*fp16", 1536), ("*fp32", 123))
-    ]
+    """The width of Llama-3.2-1B everywhere; that of SmolLM2-135M, another dtype, and widths that nothing divides, on sm_90."""
+    out = []
+    for dtype, F, architectures in (
+        ("*bf16", 8192, ARCHITECTURES),
+        ("*fp16", 1536, (90,)),
+        ("*fp32", 123, (90,)),
+        ("*bf16", 1, (90,)),
+    ):
+        arguments = {"gate_up_ptr": dtype, "out_ptr": dtype, "stride_gate_up_row": 2 * F, "F": F, **launch_config(F)}
+        out.append(Compilation(_swiglu_kernel, arguments, architectures=architectures))
+    return out
