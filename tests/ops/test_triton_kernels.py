@@ -26,11 +26,21 @@ HEAD_WIDTHS = (16, 64, 96, 128)
 
 
 @pytest.mark.parametrize("name", ["add_rmsnorm", "attention", "rotary", "swiglu"])
-def test_sixteen_bit_results_are_rounded_where_the_reference_rounds(name, device):
+def test_sixteen_bit_results_hold_to_the_reference(name, device):
     op = load_op(name)
     # The interpreter computes float16 as NumPy does; its bfloat16 is wrong.
     for case in op.cases(device, torch.float16):
         assert_parity(f"{name}=triton", op.implementation("triton"), op.reference, case)
+
+
+@pytest.mark.parametrize("name", ["add_rmsnorm", "rotary", "swiglu"])
+def test_values_are_rounded_where_the_reference_rounds(name, device):
+    op = load_op(name)
+    for case in op.cases(device, torch.float16):
+        ours, theirs = op.implementation("triton")(**case), op.reference(**case)
+        for mine, plain in zip(*((out if isinstance(out, tuple) else (out,)) for out in (ours, theirs)), strict=True):
+            # A missing rounding is no error that parity could see, and changes a quarter of the values; another exp changes few.
+            assert (mine == plain).float().mean() > 0.98
 
 
 @pytest.mark.parametrize("tile", ["few programs", "many programs"])
