@@ -45,11 +45,8 @@ def choose_token(
     Raises:
         ValueError: logits is not a matrix, or bias_values does not fit.
     """
-    if logits.ndim != 2:
-        raise ValueError(f"choose_token: logits is {tuple(logits.shape)}, expected two axes (rows, vocabulary).")
-    N, V = logits.shape
-    if bias_values.shape != (N, bias_ids.shape[0]):
-        raise ValueError(f"choose_token: bias_values is {tuple(bias_values.shape)}, expected {(N, bias_ids.shape[0])} to match bias_ids.")
+    check(logits, bias_ids, bias_values)
+    V = logits.shape[1]
     scores = logits.to(torch.float32, copy=True).index_add_(1, bias_ids, bias_values)
     is_greedy = temperature == 0
     scale = torch.where(is_greedy, 1.0, temperature)[:, None]
@@ -74,6 +71,15 @@ def choose_token(
         weight = torch.where(draws_all, weights.gather(1, drawn)[:, 0].double(), weight)
     confidence = weight / torch.where(full_confidence | is_unfiltered, full_total, kept_total)
     return token, confidence.float()
+
+
+def check(logits: Tensor, bias_ids: Tensor, bias_values: Tensor) -> None:
+    """Raise ValueError where logits is not a matrix, or bias_values does not fit."""
+    if logits.ndim != 2:
+        raise ValueError(f"choose_token: logits is {tuple(logits.shape)}, expected two axes (rows, vocabulary).")
+    N = logits.shape[0]
+    if bias_values.shape != (N, bias_ids.shape[0]):
+        raise ValueError(f"choose_token: bias_values is {tuple(bias_values.shape)}, expected {(N, bias_ids.shape[0])} to match bias_ids.")
 
 
 def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,8 @@ def uniform(seeds: Tensor, positions: Tensor, step: Tensor, purpose: int) -> Ten
     if out.numel():
         config = launch_config(R)
         grid = (B, triton.cdiv(R, config["BLOCK_R"]))
-        _uniform_kernel[grid](seeds, positions, step, out, seeds.stride(0), positions.stride(0), R, purpose, **config)
+        with torch.cuda.device_of(seeds):
+            _uniform_kernel[grid](seeds, positions, step, out, seeds.stride(0), positions.stride(0), R, purpose, **config)
     return out
 
 

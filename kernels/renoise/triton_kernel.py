@@ -67,9 +67,10 @@ def renoise(
     out = torch.empty(B, R, dtype=torch.int64, device=tokens.device)
     if out.numel():
         strides = (*tokens.stride(), *eligible.stride(), *weight.stride(), count.stride(0), seeds.stride(0))
-        _renoise_kernel[(B,)](
-            tokens, eligible, weight, count, seeds, step, out, *strides, R, mask_id, purpose, **launch_config(R)
-        )  # fmt: skip
+        with torch.cuda.device_of(tokens):
+            _renoise_kernel[(B,)](
+                tokens, eligible, weight, count, seeds, step, out, *strides, R, mask_id, purpose, **launch_config(R)
+            )  # fmt: skip
     return out
 
 

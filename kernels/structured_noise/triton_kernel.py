@@ -150,10 +150,11 @@ def structured_noise(
     if out.numel():
         config = launch_config(B * T)
         strides = (*ids.stride(), answer_start.stride(0), lengths.stride(0), seeds.stride(0))
-        _structured_noise_kernel[(triton.cdiv(B * T, config["BLOCK"]),)](
-            ids, answer_start, lengths, seeds, step, out, level, *strides, T, B * T, mask_id, fixed_level or 0.0,
-            VARIANT=variant, HAS_LEVEL=fixed_level is not None, **config,
-        )  # fmt: skip
+        with torch.cuda.device_of(ids):
+            _structured_noise_kernel[(triton.cdiv(B * T, config["BLOCK"]),)](
+                ids, answer_start, lengths, seeds, step, out, level, *strides, T, B * T, mask_id, fixed_level or 0.0,
+                VARIANT=variant, HAS_LEVEL=fixed_level is not None, **config,
+            )  # fmt: skip
     return out, level
 
 
