@@ -7,6 +7,7 @@ import triton.language as tl
 
 from ..device_math import loop_bound
 
+# On the right of an operator only: in the interpreter of Triton 3.9 constant - tensor is a constexpr again, which few functions take.
 LOG2_E = tl.constexpr(1.4426950408889634)
 LARGEST = tl.constexpr(3.4028234663852886e38)
 # What `ordered` makes of -inf, and the key of a token that scores -inf and has the highest id.
@@ -45,13 +46,13 @@ def score_of(value):
 @triton.jit
 def key_of(score, token):
     """Return int64 that compare by score, equal scores by the lower id first."""
-    return (ordered(score).to(tl.int64) << 32) | tl.cast(LAST_ID - token, tl.int64)
+    return (ordered(score).to(tl.int64) << 32) | tl.cast(-token + LAST_ID, tl.int64)
 
 
 @triton.jit
 def inverse_scale(temperature):
     """Return log2(e) / temperature, and of a greedy row log2(e), kept finite so that the largest score weighs 1."""
-    return tl.minimum(LOG2_E / tl.where(temperature == 0.0, 1.0, temperature), LARGEST)
+    return tl.minimum(tl.full((), LOG2_E, tl.float32) / tl.where(temperature == 0.0, 1.0, temperature), LARGEST)
 
 
 @triton.jit

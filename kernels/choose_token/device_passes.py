@@ -105,7 +105,8 @@ def filtered_kernel(
             matches = (ordered(scores) == value.to(tl.int32)).to(tl.int32)
             place = seen + tl.cumsum(matches, 0)
             token = tl.maximum(token, tl.max(tl.where((matches > 0) & (place <= wanted), first + tl.arange(0, BLOCK), 0), 0))
-            seen += tl.sum(matches, 0)
+            # The sum of `matches` would be counted in bits, for which the compiler of Triton 3.9 sets up a stack.
+            seen = tl.max(place, 0)
         is_full = tl.load(full_confidence_ptr + row * stride_full).to(tl.int32)
         total = tl.where(is_full != 0, tl.load(totals_ptr + row), kept)
         confidence = weight_of(score_of(value), top, inverse).to(tl.float64) / total
