@@ -14,7 +14,7 @@ class Op:
 
     package: the folder's `__name__`; reference: the plain PyTorch meaning; backends: names of the `<backend>_kernel.py` files beside
     it; cases: `cases(device, dtype) -> list[dict]` of keyword arguments; bytes_moved: least device-memory traffic of a call;
-    is_exact: every backend must equal the reference bit for bit (copies, index ops, random numbers).
+    is_exact: every backend must equal the reference bit for bit (copies, index ops, random numbers); writes: arguments changed in place.
     """
 
     package: str
@@ -23,6 +23,7 @@ class Op:
     cases: Callable[..., list[dict]]
     bytes_moved: Callable[..., int]
     is_exact: bool = False
+    writes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

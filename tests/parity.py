@@ -15,18 +15,16 @@ FLOAT32_FLOOR = 2e-6
 QUARTER_ULP = {torch.bfloat16: 2.0**-10, torch.float16: 2.0**-13, torch.float32: FLOAT32_FLOOR}
 
 
-def assert_parity(name: str, kernel: Callable, reference: Callable, case: Mapping[str, Any], exact: bool = False) -> None:
-    """Run both on `case` and compare every output tensor.
+def assert_parity(
+    name: str, kernel: Callable, reference: Callable, case: Mapping[str, Any], exact: bool = False, writes: Sequence[str] = ()
+) -> None:
+    """Run both on `case` and compare every output tensor, the arguments named in `writes` among them.
 
     Truth is the reference in fp32 on the same rounded inputs; the kernel's max error may be at most 2 x and its RMS error at most
     1.5 x what the reference makes in the dtype of the inputs, plus a quarter ulp of the largest output (2e-6 of it in fp32).
-    Integer and boolean outputs, and everything where `exact`, must be equal. Inputs must be left as they were.
+    Integer and boolean outputs, and everything where `exact`, must be equal. Other inputs must be left as they were.
     """
-    before = _copy(case)
-    ours = _flatten(kernel(**case))
-    _assert_same(f"{name} changed its input", _flatten(case), _flatten(before))
-    theirs = _flatten(reference(**case))
-    truth = _flatten(reference(**_widened(case)))
+    ours, theirs, truth = (_outputs(name, *run, writes) for run in ((kernel, case), (reference, case), (reference, _widened(case))))
     assert len(ours) == len(theirs), f"{name}: {len(ours)} outputs, expected {len(theirs)}"
     if exact:
         _assert_same(name, ours, theirs)
@@ -38,6 +36,15 @@ def assert_parity(name: str, kernel: Callable, reference: Callable, case: Mappin
             _assert_close(where, mine, plain, true)
         else:
             assert torch.equal(mine, plain), f"{where}: {_first_difference(mine, plain)}"
+
+
+def _outputs(name: str, function: Callable, case: Mapping[str, Any], writes: Sequence[str]) -> list[Any]:
+    # Only what is written is copied: a copy of a slice would not be strided.
+    written, read = ({key: value for key, value in case.items() if (key in writes) is is_written} for is_written in (True, False))
+    written, before = _copy(written), _copy(read)
+    result = _flatten(function(**{key: written.get(key, case[key]) for key in case}))
+    _assert_same(f"{name} changed its input", _flatten(read), _flatten(before))
+    return result + _flatten(written)
 
 
 def _assert_close(where: str, mine: Tensor, plain: Tensor, true: Tensor) -> None:
