@@ -13,7 +13,18 @@ from typing import Any
 from .errors import OpsError
 from .kernels.op import Op
 
-OP_NAMES = ("attention", "add_rmsnorm", "rotary", "swiglu", "lora_linear", "choose_token", "renoise", "structured_noise", "random")
+OP_NAMES = (
+    "attention",
+    "add_rmsnorm",
+    "decode_attention",
+    "rotary",
+    "swiglu",
+    "lora_linear",
+    "choose_token",
+    "renoise",
+    "structured_noise",
+    "random",
+)
 BACKENDS = ("reference", "cpu", "sdpa", "triton", "cuda")
 # Tried in this order by "auto", the reference last; a device that is not listed gets the reference.
 PREFERRED = {"cpu": ("cpu", "sdpa"), "cuda": ("cuda", "triton", "sdpa")}
@@ -33,6 +44,7 @@ class OpSet:
 
     attention: Callable[..., Any]
     add_rmsnorm: Callable[..., Any]
+    decode_attention: Callable[..., Any]
     rotary: Callable[..., Any]
     swiglu: Callable[..., Any]
     lora_linear: Callable[..., Any]
