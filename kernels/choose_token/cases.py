@@ -38,9 +38,8 @@ def bytes_moved(logits: torch.Tensor, **_: object) -> int:
     return logits.numel() * logits.element_size() + logits.shape[0] * 12
 
 
-def _case(
+def rule_columns(
     device: str,
-    dtype: torch.dtype,
     N: int,
     V: int,
     max_top_k: int = 1,
@@ -49,16 +48,20 @@ def _case(
     top_p: float = 1.0,
     samples_all: bool = False,
 ) -> dict:
+    """Return every argument but the scores: one rule for N rows, a forbidden id, another favoured one, both kinds of confidence."""
     return {
-        "logits": (torch.randn(N, V, device=device) * 3).to(dtype),
         "uniforms": torch.rand(N, device=device).clamp(1e-6, 1 - 1e-6),
         "temperature": torch.full((N,), temperature, device=device),
         "top_k": torch.full((N,), top_k, dtype=torch.int64, device=device),
         "top_p": torch.full((N,), top_p, device=device),
         "drop_crossing": torch.zeros(N, dtype=torch.bool, device=device),
         "full_confidence": torch.arange(N, device=device) % 2 == 0,
-        "bias_ids": torch.tensor([1, V - 1] if V > 2 else [1], device=device),
-        "bias_values": torch.tensor([[-torch.inf, 0.5] if V > 2 else [-torch.inf]], device=device).expand(N, -1),
+        "bias_ids": torch.tensor([1, V - 1] if V > 2 else [V - 1], device=device),
+        "bias_values": torch.tensor([[-torch.inf, 0.5] if V > 2 else [-torch.inf if V > 1 else 0.5]], device=device).expand(N, -1),
         "max_top_k": max_top_k,
         "samples_all": samples_all,
     }
+
+
+def _case(device: str, dtype: torch.dtype, N: int, V: int, **rule: object) -> dict:
+    return {"logits": (torch.randn(N, V, device=device) * 3).to(dtype), **rule_columns(device, N, V, **rule)}

@@ -1,20 +1,17 @@
 """Token choice: one pass over the logits keeps the few best keys and the running sum of exponentials of each split of a row.
 
-A key is a score and an id in one integer, so that exact top-k with ties to the lower id is a maximum of integers. A tile is searched
-only while its best key still beats the worst one kept. A second, small kernel merges the splits, filters and draws.
+A second, small kernel merges the splits, filters and draws. What the list of keys cannot answer takes further passes over the logits.
 """
 
 from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..ahead_of_time import Compilation
-from ..device_math import loop_bound
-from .device import LAST_ID, LOWEST_KEY, NO_KEY, biased_scores, inverse_scale, key_of, score_of, weight_of
 from .device_passes import filtered_kernel, unfiltered_kernel
+from .device_scan import choose_kernel, scan_kernel
 from .reference import check
 
 MAX_BLOCK = 4096
@@ -25,122 +22,17 @@ MAX_CANDIDATES = 128
 LARGEST_VOCABULARY = 2**31 - MAX_BLOCK
 
 
-def launch_config(V: int) -> dict[str, int]:
+def launch_config(V: int, least_tiles: int = TILES_PER_SPLIT) -> dict[str, int]:
     """Tiles and splits of a row of V logits; nothing else decides, so that a row has the same bits whatever it is batched with.
 
     Left to itself the assembler would settle for 80 registers on sm_80 and spill (Triton 3.9); the limit lets it take 95.
     """
     block = max(128, min(MAX_BLOCK, triton.next_power_of_2(V)))
     tiles = triton.cdiv(V, block)
-    tiles_per_split = max(TILES_PER_SPLIT, triton.cdiv(tiles, MAX_SPLITS))
+    tiles_per_split = max(least_tiles, triton.cdiv(tiles, MAX_SPLITS))
     splits = triton.cdiv(tiles, tiles_per_split)
     tile = {"BLOCK": block, "num_warps": max(1, block // 512), "maxnreg": 128}
     return {**tile, "splits": splits, "split_length": tiles_per_split * block}
-
-
-@triton.jit
-def _scan_kernel(
-    logits_ptr, temperature_ptr, bias_ids_ptr, bias_ptr, keys_ptr, masses_ptr,
-    stride_logits_row, stride_temperature, stride_bias_row, stride_bias,
-    V, M, split_length,
-    K: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    split = tl.program_id(1)
-    logits_ptr += row * stride_logits_row
-    bias_ptr += row * stride_bias_row
-    begin = split * split_length
-    end = tl.minimum(begin + split_length, V)
-    inverse = inverse_scale(tl.load(temperature_ptr + row * stride_temperature))
-    top = tl.full((), float("-inf"), tl.float32)
-    mass = tl.full((), 0.0, tl.float64)
-    offs_k = tl.arange(0, K)
-    # Unlike each other, so that a new key replaces one of them; below every key of a token.
-    kept = offs_k.to(tl.int64) + NO_KEY
-    best_token = tl.full((), 0, tl.int32) + begin
-    for first in tl.range(loop_bound(begin), loop_bound(end), BLOCK):
-        offs_v = first + tl.arange(0, BLOCK)
-        scores = biased_scores(logits_ptr, bias_ids_ptr, bias_ptr, stride_bias, M, first, end, BLOCK)
-        tile_top = tl.max(scores, 0)
-        new_top = tl.maximum(top, tile_top)
-        # A split in which every token is forbidden has no mass, and no NaN either.
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        mass = mass * weight_of(top, base, inverse).to(tl.float64) + tl.sum(weight_of(scores, base, inverse), 0).to(tl.float64)
-        if K == 1:
-            if tile_top > top:
-                best_token = tl.min(tl.where(scores == tile_top, offs_v, LAST_ID), 0)
-        else:
-            worst = tl.min(kept, 0)
-            if key_of(tile_top, first) > worst:
-                keys = tl.where(offs_v < end, key_of(scores, offs_v), NO_KEY)
-                best = tl.max(keys, 0)
-                while best > worst:
-                    kept = tl.where(kept == worst, best, kept)
-                    keys = tl.where(keys == best, NO_KEY, keys)
-                    worst = tl.min(kept, 0)
-                    best = tl.max(keys, 0)
-        top = new_top
-    place = row * tl.num_programs(1) + split
-    if K == 1:
-        tl.store(keys_ptr + place, key_of(top, best_token))
-    else:
-        tl.store(keys_ptr + place * K + offs_k, kept)
-    tl.store(masses_ptr + place, mass)
-
-
-@triton.jit
-def _choose_kernel(
-    keys_ptr, masses_ptr, uniforms_ptr, temperature_ptr, top_k_ptr, top_p_ptr, drop_crossing_ptr, full_confidence_ptr,
-    tops_ptr, totals_ptr, token_ptr, confidence_ptr,
-    stride_uniforms, stride_temperature, stride_top_k, stride_top_p, stride_drop, stride_full,
-    splits,
-    K: tl.constexpr, BLOCK_S: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    offs_s = tl.arange(0, BLOCK_S)
-    offs_k = tl.arange(0, K)
-    mask_s = offs_s < splits
-    keys = tl.load(keys_ptr + (row * splits + offs_s[:, None]) * K + offs_k[None, :], mask=mask_s[:, None], other=NO_KEY)
-    masses = tl.load(masses_ptr + row * splits + offs_s, mask=mask_s, other=0.0)
-    temperature = tl.load(temperature_ptr + row * stride_temperature)
-    top_k = tl.load(top_k_ptr + row * stride_top_k)
-    top_p = tl.load(top_p_ptr + row * stride_top_p)
-    inverse = inverse_scale(temperature)
-    split_keys = tl.max(keys, 1)
-    split_tops = tl.where(mask_s, score_of(split_keys >> 32), float("-inf"))
-    top = tl.max(split_tops, 0)
-    total = tl.sum(masses * weight_of(split_tops, top, inverse).to(tl.float64), 0)
-    key = tl.max(split_keys, 0)
-    weight = tl.full((), 1.0, tl.float64)
-    kept_total = tl.full((), 1.0, tl.float64)
-    if K > 1:
-        rest = tl.reshape(keys, (BLOCK_S * K,))
-        ranked = tl.full((K,), NO_KEY, tl.int64)
-        for rank in range(K):
-            best = tl.max(rest, 0)
-            ranked = tl.where(offs_k == rank, best, ranked)
-            rest = tl.where(rest == best, NO_KEY, rest)
-        count = tl.where(top_k == 0, K, top_k)
-        is_candidate = (ranked >= LOWEST_KEY) & (offs_k < count)
-        weights = tl.where(is_candidate, weight_of(score_of(ranked >> 32), top, inverse), 0.0).to(tl.float64)
-        cumulative = tl.cumsum(weights, 0)
-        drop = tl.load(drop_crossing_ptr + row * stride_drop).to(tl.int32).to(tl.float64)
-        limit = tl.where(top_p >= 1.0, float("inf"), top_p.to(tl.float64) * tl.sum(weights, 0))
-        stays = (cumulative - (1.0 - drop) * weights <= limit) | (offs_k == 0)
-        weights = tl.where(stays, weights, 0.0)
-        kept_total = tl.sum(weights, 0)
-        threshold = tl.where(temperature == 0.0, 0.0, tl.load(uniforms_ptr + row * stride_uniforms).to(tl.float64) * kept_total)
-        is_crossed = (tl.cumsum(weights, 0) > threshold) & (weights > 0.0)
-        last = tl.max(tl.where(weights > 0.0, offs_k, 0), 0)
-        rank = tl.minimum(tl.min(tl.where(is_crossed, offs_k, K), 0), last)
-        key = tl.max(tl.where(offs_k == rank, ranked, NO_KEY), 0)
-        weight = tl.sum(tl.where(offs_k == rank, weights, 0.0), 0)
-    is_full = tl.load(full_confidence_ptr + row * stride_full).to(tl.int32)
-    is_full = tl.where((top_k == 0) & (top_p >= 1.0), 1, is_full)
-    tl.store(token_ptr + row, -(key & LAST_ID) + LAST_ID)
-    tl.store(confidence_ptr + row, (weight / tl.where(is_full != 0, total, kept_total)).to(tl.float32))
-    tl.store(tops_ptr + row, top)
-    tl.store(totals_ptr + row, total)
 
 
 def choose_token(
@@ -181,11 +73,11 @@ def choose_token(
     strides = tuple(one.stride(0) for one in rule)
     bias_strides = bias_values.stride()
     with torch.cuda.device_of(logits):
-        _scan_kernel[(N, splits)](
+        scan_kernel[(N, splits)](
             logits, temperature, bias_ids, bias_values, keys, masses,
-            logits.stride(0), strides[1], *bias_strides, V, bias_ids.shape[0], split_length, K=K, **config,
+            logits.stride(0), strides[1], *bias_strides, 0, V, bias_ids.shape[0], split_length, CONTINUES=False, K=K, **config,
         )  # fmt: skip
-        _choose_kernel[(N,)](
+        choose_kernel[(N,)](
             keys, masses, *rule, tops, totals, token, confidence, *strides, splits, **choose_config(splits, K)
         )  # fmt: skip
         if not has_candidates:
@@ -228,10 +120,11 @@ def ahead_of_time() -> list[Compilation]:
     for dtype, V, M, counts in (("*bf16", 128256, 3, (1, 4, MAX_CANDIDATES)), ("*fp32", 49152, 1, (1,)), ("*fp16", 123, 2, (8,))):
         config = launch_config(V)
         splits, split_length = config.pop("splits"), config.pop("split_length")
-        common = {**pointers, "logits_ptr": dtype, **strides, "stride_logits_row": V, "V": V, "M": M}
+        common = {**pointers, "logits_ptr": dtype, **strides, "stride_logits_row": V, "start": 0, "stop": V, "V": V, "M": M}
         for K in counts:
-            out.append(_listed(_scan_kernel, {**common, "split_length": split_length, "K": K, **config}))
-            out.append(_listed(_choose_kernel, {**common, "splits": splits, **choose_config(splits, K)}))
+            scan = {"split_length": split_length, "CONTINUES": False, "K": K}
+            out.append(_listed(scan_kernel, {**common, **scan, **config}))
+            out.append(_listed(choose_kernel, {**common, "splits": splits, **choose_config(splits, K)}))
         if dtype != "*fp16":
             out += [_listed(kernel, {**common, **passes_config(V)}) for kernel in (filtered_kernel, unfiltered_kernel)]
     return out
