@@ -132,10 +132,14 @@ class TokenRule:
 class Denoisable(Protocol):
     """What a denoiser needs from a model: hidden rows of a canvas, and the choice of tokens from them."""
 
-    def read_rows(self, ids: Tensor, positions: Tensor, lengths: tuple[int, ...], unread: tuple[bool, ...] | None = None) -> Tensor:
+    def read_rows(
+        self, ids: Tensor, positions: Tensor, lengths: tuple[int, ...] | Tensor, unread: tuple[bool, ...] | None = None
+    ) -> Tensor:
         """Forward `ids` `[B, T]` bidirectionally and return `[B, R, D]`, the rows that predict `positions` `[B, R]`.
 
-        `lengths` holds each sequence's true length at this step (host integers, from the plan); the tail beyond it is padding.
+        `lengths` holds each sequence's true length at this step; the tail beyond it is padding. It is a tuple of host integers (from
+        the plan), or a device tensor `[B]` int64 in a captured step: the model then forwards all T positions of all B sequences, in
+        shapes that follow `ids` and `positions` alone, and reads nothing on the host; `unread` and `counts` are None.
         `unread` names sequences whose rows nobody looks at: a model may leave them out where that changes no other sequence's numbers.
         """
         ...

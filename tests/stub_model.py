@@ -30,7 +30,7 @@ class StubModel:
 
     def read_rows(self, ids, positions, lengths, unread=None):
         T = ids.shape[1]
-        length = torch.tensor(lengths, device=ids.device)[:, None]
+        length = torch.as_tensor(lengths, device=ids.device)[:, None]
         column = torch.arange(T, device=ids.device)
         checksum = (ids * (column % 7 + 1) * (column < length)).sum(1, keepdim=True) % PRIME
         left = ids.gather(1, (positions - 1).clamp(min=0))

@@ -91,17 +91,24 @@ class LadDenoiser:
     def _predict(self, state: LadState, now: StepNumbers) -> tuple[Tensor, Tensor]:
         """Return (token, confidence) `[B, R]` for every answer column on the canvas; what stands in the others means nothing."""
         positions = state.answer_start[:, None] + torch.minimum(state.columns, now.visible[:, None] - 1)
-        at = min(state.taken_steps, state.max_steps - 1)
-        rows = self.model.read_rows(state.ids, positions, state.lengths[at], state.resting)
+        lengths, unread, unguided, counts = self._read_by(state, now)
+        rows = self.model.read_rows(state.ids, positions, lengths, unread)
         unconditional = None
         if any(state.guided):
             without_prompt = torch.where(state.is_prompt, state.mask_id, state.ids)
-            unread = tuple(rests or not guided for rests, guided in zip(state.resting, state.guided, strict=True))
-            unconditional = self.model.read_rows(without_prompt, positions, state.lengths[at], unread)
+            unconditional = self.model.read_rows(without_prompt, positions, lengths, unguided)
         uniforms = self.ops.uniform(state.seeds, state.columns, state.step, SAMPLE)
-        counts = tuple(0 if rests else visible for rests, visible in zip(state.resting, state.visible[at], strict=True))
         choice = self.model.choose(rows, state.rule, uniforms, unconditional, counts)
         return choice.token, choice.confidence
+
+    def _read_by(self, state: LadState, now: StepNumbers) -> tuple[Any, ...]:
+        """Return (lengths, rows nobody reads, the same without guidance, positions read): device lengths alone in a captured step."""
+        if state.is_static:
+            return state.answer_start + now.visible, None, None, None
+        at = min(state.taken_steps, state.max_steps - 1)
+        unguided = tuple(rests or not guided for rests, guided in zip(state.resting, state.guided, strict=True))
+        counts = tuple(0 if rests else visible for rests, visible in zip(state.resting, state.visible[at], strict=True))
+        return state.lengths[at], state.resting, unguided, counts
 
     def _record(self, state: LadState, after: Tensor, is_open: Tensor) -> None:
         """Note where the state now shows a token, and where another one than it showed last."""

@@ -50,6 +50,9 @@ class LadState:
     last token other than MASK; was_shown, retained flags; first_set, last_changed steps, -1 where never.
     Per row `[B]`: answer_start, answer_length, seeds, steps, early_stop, evaluations (forwards a step), done, acted (took part in the
     last step), stopped_early, repeats (equal predictions in a row), nfe, row_steps. columns `[R]`, eos_ids `[E]`, step `[]`.
+    bounds `[2]`: the steps a single-graph loop takes at most, and the number of live rows at which it leaves (0: when all are done).
+    is_static: the buffers belong to a bucket (see `lad_bucket`), so a step reads no host number of this request: whole shapes, device
+    lengths, every row. Its host fields are then the bucket's, and rows beyond the batch are done from the start.
     """
 
     mask_id: int
@@ -90,7 +93,9 @@ class LadState:
     columns: Tensor
     eos_ids: Tensor
     step: Tensor
+    bounds: Tensor
     taken_steps: int = 0
+    is_static: bool = False
 
 
 def new_state(
@@ -174,6 +179,7 @@ def new_state(
         columns=torch.arange(R, device=device),
         eos_ids=put(list(eos_ids)),
         step=put(0),
+        bounds=put([len(visible), 0]),
     )
 
 

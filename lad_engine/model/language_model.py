@@ -28,13 +28,19 @@ class LanguageModel:
         """Forward ids `[B, T]` bidirectionally to `[B, T, D]`; keys at or beyond `lengths` `[B]` are ignored."""
         return self.transformer(ids, lengths, recomputes=recomputes)
 
-    def read_rows(self, ids: Tensor, positions: Tensor, lengths: tuple[int, ...], unread: tuple[bool, ...] | None = None) -> Tensor:
+    def read_rows(
+        self, ids: Tensor, positions: Tensor, lengths: tuple[int, ...] | Tensor, unread: tuple[bool, ...] | None = None
+    ) -> Tensor:
         """Return `[B, R, D]`: the hidden rows that predict `positions` `[B, R]` of `ids` `[B, T]`.
 
-        lengths: each sequence's length at this step, host integers; positions beyond it are padding and read the last row.
-        unread: sequences whose rows nobody looks at, zeros where they are left out.
+        lengths: each sequence's length at this step; positions beyond it are padding and read the last row. Host integers, or `[B]`
+            int64 on the device: then the whole of `ids` is forwarded at once and nothing is read on the host.
+        unread: sequences whose rows nobody looks at, zeros where they are left out; needs host lengths.
         """
         rows = self.head.row_of(positions)
+        if isinstance(lengths, Tensor):
+            hidden = self.hidden(ids, lengths)
+            return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
         if not self.batch_invariant:
             on_device = torch.tensor(lengths, device=ids.device)
             longest = max(lengths)
