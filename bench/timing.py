@@ -1,27 +1,28 @@
-"""The one timer and the one description of conditions behind every published figure."""
+"""The one timer behind every published figure: graph replays on a GPU, calls in turns elsewhere."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
+import gc
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+Run = Callable[[], object]
+# Rotated inputs together exceed the cache by this factor, so that each call finds its own inputs evicted.
+TIMES_CACHE = 2
+MOST_COPIES = 64
+WARM_UP_CALLS = 3
 
 
-def interleaved_ms(runs: Mapping[str, Callable[[], object]], repeats: int = 7, warm_up: int = 2) -> dict[str, dict[str, float]]:
+def interleaved_us(runs: Mapping[str, Run], repeats: int = 7, warm_up: int = 2) -> dict[str, dict[str, Any]]:
     """Time several callables in turns, so that a slow moment of the machine hits all of them.
 
     Returns:
-        name -> {"median_ms", "min_ms", "max_ms", "repeats"}, wall-clock milliseconds of one call, synchronised on a GPU.
+        name -> timing of one call by the host's clock, synchronised with a GPU before and after (method "wall").
     """
     for _ in range(warm_up):
         for run in runs.values():
@@ -29,55 +30,116 @@ def interleaved_ms(runs: Mapping[str, Callable[[], object]], repeats: int = 7, w
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            _synchronise()
+            synchronise()
             started = time.perf_counter()
             run()
-            _synchronise()
-            samples[name].append((time.perf_counter() - started) * 1e3)
+            synchronise()
+            samples[name].append((time.perf_counter() - started) * 1e6)
+    return {name: summary(times, "wall") for name, times in samples.items()}
+
+
+def graph_us(runs: Run | Sequence[Run], calls: int = 20, repeats: int = 7) -> dict[str, Any]:
+    """Time a GPU callable by replaying one graph of `calls` back-to-back calls, so that launch gaps of the host do not count.
+
+    Args:
+        runs: one callable, or several that do the same on different inputs and are called in turn (see `rotating`).
+    Returns:
+        timing of one call (method "graph").
+    Raises:
+        RuntimeError: the callable cannot be captured; it synchronises, or allocates outside torch.
+    """
+    runs = [runs] if callable(runs) else list(runs)
+    calls = -(-calls // len(runs)) * len(runs)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for index in range(max(WARM_UP_CALLS, len(runs))):
+            runs[index % len(runs)]()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for index in range(calls):
+            runs[index % len(runs)]()
+    graph.replay()
+    torch.cuda.synchronize()
+    times = [_replay_us(graph) / calls for _ in range(repeats)]
+    del graph
+    return summary(times, "graph")
+
+
+def call_us(runs: Run | Sequence[Run], device: str, calls: int = 20, repeats: int = 7) -> dict[str, Any]:
+    """Time by `graph_us` on a GPU and by the host's clock on a CPU; what a graph refuses is timed by the clock there too."""
+    first = runs if callable(runs) else runs[0]
+    if torch.device(device).type != "cuda":
+        return interleaved_us({"run": first}, repeats, warm_up=1)["run"]
+    try:
+        return graph_us(runs, calls, repeats)
+    except RuntimeError as error:
+        # Memory is a reason to shrink the case, not to time it another way.
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        torch.cuda.synchronize()
+        return interleaved_us({"run": first}, repeats)["run"]
+
+
+def rotating(case: Mapping[str, Any], bytes_per_call: int, device: str) -> list[dict[str, Any]]:
+    """Return copies of `case` at other addresses, enough that one call's inputs have left the cache before they come round again."""
+    count = copies(bytes_per_call, cache_bytes(device))
+    return [dict(case), *(copied(case) for _ in range(count - 1))]
+
+
+def copies(bytes_per_call: int, cache: int) -> int:
+    """Return how many input sets of `bytes_per_call` exceed a cache of `cache` bytes TIMES_CACHE times."""
+    if cache <= 0:
+        return 1
+    return min(MOST_COPIES, -(-TIMES_CACHE * cache // max(bytes_per_call, 1)) + 1)
+
+
+def cache_bytes(device: str) -> int:
+    """Return the size of the GPU's last-level cache; 0 on a CPU, whose caches calls in turns do not try to defeat."""
+    return torch.cuda.get_device_properties(device).L2_cache_size if torch.device(device).type == "cuda" else 0
+
+
+def copied(value: Any) -> Any:
+    """Return `value` with every tensor in it at a new address and of the same strides."""
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device).copy_(value)
+    if isinstance(value, Mapping):
+        return {name: copied(item) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(copied(item) for item in value)
+    return value
+
+
+def summary(times_us: Sequence[float], method: str) -> dict[str, Any]:
+    """Return median and spread of samples of one call."""
     return {
-        name: {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times), "repeats": repeats}
-        for name, times in samples.items()
+        "median_us": statistics.median(times_us),
+        "min_us": min(times_us),
+        "max_us": max(times_us),
+        "repeats": len(times_us),
+        "method": method,
     }
 
 
-def conditions() -> dict[str, Any]:
-    """Return what a figure depends on besides its own settings: commit, hardware, versions, threads."""
-    is_dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
-    return {
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if is_dirty else ""),
-        "date": time.strftime("%Y-%m-%d"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def write_result(path: Path | None, result: Mapping[str, Any]) -> None:
-    """Print the result as the last line of stdout and, where asked for, store it (replaced whole, never half-written)."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    print(json.dumps(result))
-
-
-def _synchronise() -> None:
+def synchronise() -> None:
+    """Wait for the GPU, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+def release() -> None:
+    """Give memory of dropped models and graphs back before the next one is built."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _replay_us(graph: torch.cuda.CUDAGraph) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e3
