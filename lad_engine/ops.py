@@ -17,19 +17,29 @@ OP_NAMES = (
     "attention",
     "add_rmsnorm",
     "decode_attention",
+    "few_row_linear",
     "rotary",
     "swiglu",
     "lora_linear",
+    "quantise_rows",
+    "rmsnorm_quantise",
+    "swiglu_quantise",
+    "quantised_linear",
+    "weight_only_linear",
     "choose_token",
+    "lm_head",
     "renoise",
     "structured_noise",
     "random",
 )
-BACKENDS = ("reference", "cpu", "sdpa", "triton", "cuda")
+BACKENDS = ("reference", "cpu", "sdpa", "library", "cublas", "triton", "cuda")
 # Tried in this order by "auto", the reference last; a device that is not listed gets the reference.
-PREFERRED = {"cpu": ("cpu", "sdpa"), "cuda": ("cuda", "triton", "sdpa")}
+PREFERRED = {"cpu": ("cpu", "sdpa", "library"), "cuda": ("cuda", "triton", "cublas", "sdpa", "library")}
 # A library call stays first wherever no committed result shows our kernel faster.
-PREFERRED_FOR = {("attention", "cuda"): ("sdpa", "cuda", "triton")}
+PREFERRED_FOR = {
+    ("attention", "cuda"): ("sdpa", "cuda", "triton"),
+    ("lm_head", "cuda"): ("cublas", "triton"),
+}
 ENVIRONMENT_VARIABLE = "LAD_OPS"
 
 log = logging.getLogger(__name__)
@@ -45,10 +55,17 @@ class OpSet:
     attention: Callable[..., Any]
     add_rmsnorm: Callable[..., Any]
     decode_attention: Callable[..., Any]
+    few_row_linear: Callable[..., Any]
     rotary: Callable[..., Any]
     swiglu: Callable[..., Any]
     lora_linear: Callable[..., Any]
+    quantise_rows: Callable[..., Any]
+    rmsnorm_quantise: Callable[..., Any]
+    swiglu_quantise: Callable[..., Any]
+    quantised_linear: Callable[..., Any]
+    weight_only_linear: Callable[..., Any]
     choose_token: Callable[..., Any]
+    lm_head: Callable[..., Any]
     renoise: Callable[..., Any]
     structured_noise: Callable[..., Any]
     uniform: Callable[..., Any]
@@ -128,7 +145,7 @@ def _by_name(op: Op, backend: str, device_type: str) -> Callable[..., Any]:
     if backend not in op.backends:
         raise OpsError(f"{where}: the backends of {op.name} are {', '.join(('reference', *op.backends))}. Choose one of these.")
     # Triton's own switch: its interpreter runs on the CPU, for tests, and only where the backend is asked for by name.
-    is_interpreted = (backend, device_type) == ("triton", "cpu") and os.environ.get("TRITON_INTERPRET") == "1"
+    is_interpreted = backend in ("triton", "cublas") and device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if backend not in PREFERRED.get(device_type, ()) and not is_interpreted:
         runs_on = ", ".join(device for device, backends in PREFERRED.items() if backend in backends)
         raise OpsError(f"{where}: device is {device_type}, expected {runs_on}. Use --ops {op.name}=reference.")

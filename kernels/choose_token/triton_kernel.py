@@ -110,27 +110,31 @@ def passes_config(V: int) -> dict[str, int | bool]:
 
 def ahead_of_time() -> list[Compilation]:
     """Every kernel over the vocabularies of SmolLM2 and Llama 3, and one that nothing divides; few and many candidates."""
-    pointers = {"logits_ptr": "*bf16", "bias_ids_ptr": "*i64", "bias_ptr": "*fp32", "keys_ptr": "*i64", "masses_ptr": "*fp64"}
-    pointers |= dict.fromkeys(("uniforms_ptr", "temperature_ptr", "top_p_ptr", "tops_ptr", "confidence_ptr"), "*fp32")
-    pointers |= {"top_k_ptr": "*i64", "drop_crossing_ptr": "*i1", "full_confidence_ptr": "*i1", "totals_ptr": "*fp64", "token_ptr": "*i64"}
-    # A rule of one request is one number expanded over its rows.
-    names = ("uniforms", "temperature", "top_k", "top_p", "drop", "full", "bias_row")
-    strides = {"stride_uniforms": 1, **{f"stride_{name}": 0 for name in names[1:]}, "stride_bias": 1}
     out = []
     for dtype, V, M, counts in (("*bf16", 128256, 3, (1, 4, MAX_CANDIDATES)), ("*fp32", 49152, 1, (1,)), ("*fp16", 123, 2, (8,))):
         config = launch_config(V)
         splits, split_length = config.pop("splits"), config.pop("split_length")
-        common = {**pointers, "logits_ptr": dtype, **strides, "stride_logits_row": V, "start": 0, "stop": V, "V": V, "M": M}
+        common = {**pointers_and_strides(dtype), "stride_logits_row": V, "start": 0, "stop": V, "V": V, "M": M}
         for K in counts:
             scan = {"split_length": split_length, "CONTINUES": False, "K": K}
-            out.append(_listed(scan_kernel, {**common, **scan, **config}))
-            out.append(_listed(choose_kernel, {**common, "splits": splits, **choose_config(splits, K)}))
+            out.append(listed(scan_kernel, {**common, **scan, **config}))
+            out.append(listed(choose_kernel, {**common, "splits": splits, **choose_config(splits, K)}))
         if dtype != "*fp16":
-            out += [_listed(kernel, {**common, **passes_config(V)}) for kernel in (filtered_kernel, unfiltered_kernel)]
+            out += [listed(kernel, {**common, **passes_config(V)}) for kernel in (filtered_kernel, unfiltered_kernel)]
     return out
 
 
-def _listed(kernel: object, arguments: dict[str, object]) -> Compilation:
+def pointers_and_strides(dtype: str) -> dict[str, object]:
+    """Return the example arguments every kernel of this op has in common."""
+    pointers = {"logits_ptr": dtype, "bias_ids_ptr": "*i64", "bias_ptr": "*fp32", "keys_ptr": "*i64", "masses_ptr": "*fp64"}
+    pointers |= dict.fromkeys(("uniforms_ptr", "temperature_ptr", "top_p_ptr", "tops_ptr", "confidence_ptr"), "*fp32")
+    pointers |= {"top_k_ptr": "*i64", "drop_crossing_ptr": "*i1", "full_confidence_ptr": "*i1", "totals_ptr": "*fp64", "token_ptr": "*i64"}
+    # A rule of one request is one number expanded over its rows.
+    names = ("temperature", "top_k", "top_p", "drop", "full", "bias_row")
+    return {**pointers, "stride_uniforms": 1, **{f"stride_{name}": 0 for name in names}, "stride_bias": 1}
+
+
+def listed(kernel: object, arguments: dict[str, object]) -> Compilation:
     """Drop what the kernel does not take, and keep the options of the launch."""
     options = ("num_warps", "maxnreg", "enable_fp_fusion")
     return Compilation(kernel, {name: value for name, value in arguments.items() if name in kernel.arg_names or name in options})

@@ -15,7 +15,7 @@ from parity import assert_parity
 FOLDERS = sorted(path.parent.name for path in Path(kernels.__file__).parent.glob("*/reference.py"))
 PAIRS = [(path.parent.name, path.name.removesuffix("_kernel.py")) for path in sorted(Path(kernels.__file__).parent.glob("*/*_kernel.py"))]
 FASTEST = "cuda" if torch.cuda.is_available() else "cpu"
-DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": FASTEST, "sdpa": FASTEST}
+DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": FASTEST, "cublas": FASTEST, "sdpa": FASTEST, "library": FASTEST}
 # The Triton interpreter does bf16 arithmetic on raw bits.
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -55,7 +55,7 @@ def test_a_kernel_matches_its_reference(name, backend, dtype):
     op, device = load_op(name), DEVICE_OF[backend]
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
-    if backend == "triton" and device == "cpu" and dtype == torch.bfloat16:
+    if backend in ("triton", "cublas") and device == "cpu" and dtype == torch.bfloat16:
         pytest.skip("the Triton interpreter is tested in fp32")
     kernel = _implementation(op, backend)
     assert list(inspect.signature(kernel).parameters) == list(inspect.signature(op.reference).parameters)
