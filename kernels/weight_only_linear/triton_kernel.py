@@ -1,4 +1,4 @@
-"""y^T = W x^T: the int8 weights are widened in registers, where the tensor cores take their left operand from, and x comes from shared memory."""
+"""y^T = W x^T: weights are widened in registers, whence tensor cores take their left operand; x comes from shared memory."""
 
 from __future__ import annotations
 
