@@ -17,6 +17,7 @@ from bench.random_model import MODELS
 from bench.results import REPOSITORY, RESULTS, device_slug, make_result, store, write_result
 from bench.roofs import Roofs, measure_roofs
 from bench.timing import call_us, release, rotating
+from lad_engine.kernels.op import Op
 from lad_engine.ops import OP_NAMES, PREFERRED, load_op
 
 COUNTED = "One call with preallocated inputs; on a GPU the median over graph replays with inputs rotated past the cache. Parity runs first."
@@ -43,8 +44,8 @@ def measure_op(name: str, at: Setting, roofs: Roofs, times: dict[str, int], chec
         for backend in backends_of(name, at.device):
             try:
                 run = op.implementation(backend)
-                if checks and backend != "reference" and not getattr(op, "mutates", ()):
-                    _check(f"{name}={backend}", run, op.reference, case, op.is_exact)
+                if checks and backend != "reference":
+                    _check(op, backend, case)
                 measured[backend] = call_us([lambda run=run, one=one: run(**one) for one in inputs], at.device, **times)
             except (ImportError, RuntimeError, ValueError, AssertionError) as error:
                 refused[backend] = f"{type(error).__name__}: {error}"[:300]
@@ -72,7 +73,7 @@ def _against_peer(measured: dict) -> dict:
     return {"best_backend": best, "best_peer": peer.removeprefix("peer: "), "peer_over_ours": peers[peer] / ours[best]}
 
 
-def _check(name, kernel, reference, case: Case, is_exact: bool) -> None:
+def _check(op: Op, backend: str, case: Case) -> None:
     """Red parity, no numbers: the tests' own tolerance rule."""
     path = REPOSITORY / "tests" / "parity.py"
     spec = importlib.util.spec_from_file_location("lad_bench_parity", path)
@@ -81,7 +82,7 @@ def _check(name, kernel, reference, case: Case, is_exact: bool) -> None:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         sys.modules[spec.name] = module
-    module.assert_parity(name, kernel, reference, case, exact=is_exact)
+    module.assert_parity(f"{op.name}={backend}", op.implementation(backend), op.reference, case, exact=op.is_exact, writes=op.writes)
 
 
 def _line(row: dict) -> str:

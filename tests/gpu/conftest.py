@@ -1,0 +1,1 @@
+import bench_on_path  # noqa: F401 - its import is its effect
