@@ -11,11 +11,14 @@ from ..config import SamplingParams
 from ..contracts import TokenRule
 
 
-def build_token_rule(params: Sequence[SamplingParams], mask_id: int, eos_ids: tuple[int, ...], device: torch.device | str) -> TokenRule:
+def build_token_rule(
+    params: Sequence[SamplingParams], mask_id: int | None, eos_ids: tuple[int, ...], device: torch.device | str
+) -> TokenRule:
     """Build the token rule of a batch.
 
-    The mask id is never chosen. eos_bias acts on eos_ids[0], negated (positive means longer answers); eos_treatment "forbid" on
-    every EOS id. top_k of a greedy row counts as 1 where its confidence is over the whole vocabulary: nothing is sorted for it.
+    The mask id is never chosen; None where there is none (autoregressive decoding). eos_bias acts on eos_ids[0], negated (positive
+    means longer answers); eos_treatment "forbid" on every EOS id. top_k of a greedy row counts as 1 where its confidence is over the
+    whole vocabulary: nothing is sorted for it.
     """
     biases = [_bias(one, mask_id, eos_ids) for one in params]
     ids = sorted({token for bias in biases for token in bias})
@@ -44,12 +47,14 @@ def _needs_one_candidate(params: SamplingParams) -> bool:
     return params.temperature == 0 and (params.confidence == "full" or not is_filtered)
 
 
-def _bias(params: SamplingParams, mask_id: int, eos_ids: tuple[int, ...]) -> dict[int, float]:
+def _bias(params: SamplingParams, mask_id: int | None, eos_ids: tuple[int, ...]) -> dict[int, float]:
     bias: dict[int, float] = {}
     if params.eos_bias and eos_ids:
         bias[eos_ids[0]] = -params.eos_bias
     if params.eos_treatment == "forbid":
         bias.update(dict.fromkeys(eos_ids, -math.inf))
     bias.update(dict.fromkeys(params.suppress_tokens, -math.inf))
-    bias[mask_id] = -math.inf
-    return bias
+    if mask_id is not None:
+        bias[mask_id] = -math.inf
+    # The tables of a rule without any bias would be empty.
+    return bias or {0: 0.0}
