@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..contracts import ModelFacts, TokenChoice, TokenRule
 from .projection import Projection
 
-# Logits exist for this many rows of a sequence at a time; fewer would read the whole head weight more often than its GEMM takes.
+# A sequence is read, and logits exist outside an op, this many rows at a time; with fewer the head weight would be read more often than
+# its GEMM takes.
 ROWS_PER_CHUNK = 128
 
 
@@ -44,38 +45,81 @@ class Head(nn.Module):
         return self.projection(normed, self.ops.lora_linear).float()
 
     def choose(
-        self, rows: Tensor, rule: TokenRule, uniforms: Tensor, unconditional: Tensor | None = None, counts: Sequence[int] | None = None
+        self,
+        rows: Tensor,
+        rule: TokenRule,
+        uniforms: Tensor,
+        unconditional: Tensor | None = None,
+        counts: Sequence[int] | None = None,
+        guided: Sequence[bool] | None = None,
     ) -> TokenChoice:
-        """Choose a token for the first counts[b] rows of each sequence of `[B, R, D]`, all R where counts is None.
+        """Choose a token for the first counts[b] rows of each sequence of `[B, R, D]`, or for all of them at once where counts is None.
 
         l = l_u + (w + 1)(l_c - l_u) with w = rule.cfg_scale where `unconditional` `[B, R, D]` is given (LLaDA, equation 16).
+
+        With counts, a sequence's GEMMs have the shapes, and its rows the bits, they have without batch-mates; `guided` then names the
+        sequences whose unconditional rows are read, None all. Without counts nothing depends on host data, and a row's bits depend on
+        its batch-mates as far as the backend of `lm_head` lets them.
         Returns:
             TokenChoice of `[B, R]`, zeros beyond a sequence's count.
         """
         B, R, _ = rows.shape
+        if counts is None:
+            tables = _Tables.of(rule, lambda table: table[:, None].expand(B, R, *table.shape[1:]).flatten(0, 1))
+            base = None if unconditional is None else unconditional.flatten(0, 1)
+            token, confidence = self._choose_rows(rows.flatten(0, 1), base, uniforms.flatten(), tables, rule)
+            return TokenChoice(token.view(B, R), confidence.view(B, R))
         token = torch.zeros(B, R, dtype=torch.int64, device=rows.device)
         confidence = torch.zeros(B, R, dtype=torch.float32, device=rows.device)
-        for b, rows_read in enumerate(counts if counts is not None else (R,) * B):
-            # A sequence's chunks depend on its own rows alone, so every GEMM has the shape, and a row the bits, it has without batch-mates.
-            for start in range(0, rows_read, ROWS_PER_CHUNK):
-                part = slice(start, min(start + ROWS_PER_CHUNK, rows_read))
-                count = part.stop - part.start
-                logits = self.logits(rows[b, part])
-                if unconditional is not None:
-                    base = self.logits(unconditional[b, part])
-                    scale = rule.cfg_scale[b]
-                    # Selected, not scaled by zero: an unguided row keeps the bits it has alone.
-                    logits = torch.where(scale > 0, base + (scale + 1.0) * (logits - base), logits)
-                token[b, part], confidence[b, part] = self.ops.choose_token(
-                    logits,
-                    uniforms[b, part],
-                    *(
-                        table[b].expand(count)
-                        for table in (rule.temperature, rule.top_k, rule.top_p, rule.drop_crossing, rule.full_confidence)
-                    ),
-                    rule.bias_ids,
-                    rule.bias_values[b].expand(count, -1),
-                    max_top_k=rule.max_top_k,
-                    samples_all=rule.samples_all,
-                )
+        for b, rows_read in enumerate(counts):
+            is_guided = unconditional is not None and (guided is None or guided[b])
+            for part in _chunks(rows_read):
+                tables = _Tables.of(rule, lambda table, b=b, n=part.stop - part.start: table[b].expand(n, *table.shape[1:]))
+                base = unconditional[b, part] if is_guided else None
+                token[b, part], confidence[b, part] = self._choose_rows(rows[b, part], base, uniforms[b, part], tables, rule)
         return TokenChoice(token, confidence)
+
+    def _choose_rows(
+        self, rows: Tensor, unconditional: Tensor | None, uniforms: Tensor, tables: _Tables, rule: TokenRule
+    ) -> tuple[Tensor, Tensor]:
+        """Return (token, confidence) `[N]` of `rows` `[N, D]`: by one op, or over logits where guidance or an adapter needs them."""
+        static = {"max_top_k": rule.max_top_k, "samples_all": rule.samples_all}
+        if unconditional is None and self._has_plain_weight(rows.dtype):
+            normed, _ = self.ops.add_rmsnorm(rows, None, self.norm, self.facts.norm_eps)
+            columns = (*tables.columns, rule.bias_ids, tables.bias_values)
+            return self.ops.lm_head(normed, self.projection.weight, uniforms, *columns, **static)
+        token = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+        confidence = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
+        for part in _chunks(len(rows)):
+            logits = self.logits(rows[part])
+            if unconditional is not None:
+                base = self.logits(unconditional[part])
+                scale = tables.cfg_scale[part, None]
+                # Selected, not scaled by zero: an unguided row keeps the bits it has alone.
+                logits = torch.where(scale > 0, base + (scale + 1.0) * (logits - base), logits)
+            columns = (*(column[part] for column in tables.columns), rule.bias_ids, tables.bias_values[part])
+            token[part], confidence[part] = self.ops.choose_token(logits, uniforms[part], *columns, **static)
+        return token, confidence
+
+    def _has_plain_weight(self, dtype: torch.dtype) -> bool:
+        """Whether logits are rows times one matrix: no adapter's low-rank path, no bias, no quantised weight."""
+        projection = self.projection
+        return not projection.low_rank and projection.bias is None and projection.weight.dtype == dtype
+
+
+class _Tables(NamedTuple):
+    """The tables of a TokenRule with one entry per row; `columns` in the order `choose_token` takes them."""
+
+    columns: tuple[Tensor, ...]
+    bias_values: Tensor
+    cfg_scale: Tensor
+
+    @classmethod
+    def of(cls, rule: TokenRule, per_row: Callable[[Tensor], Tensor]) -> _Tables:
+        columns = (rule.temperature, rule.top_k, rule.top_p, rule.drop_crossing, rule.full_confidence)
+        return cls(tuple(map(per_row, columns)), per_row(rule.bias_values), per_row(rule.cfg_scale))
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    for start in range(0, count, ROWS_PER_CHUNK):
+        yield slice(start, min(start + ROWS_PER_CHUNK, count))
