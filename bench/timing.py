@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import statistics
 import time
@@ -68,6 +69,31 @@ def graph_us(runs: Run | Sequence[Run], calls: int = 20, repeats: int = 7) -> di
     return summary(times, "graph")
 
 
+def events_us(run: Run, device: str, before: Run, calls: int, repeats: int = 7) -> dict[str, Any]:
+    """Time a region that enqueues `calls` steps, by GPU events (on a CPU by its clock), with `before` run ahead of it each time.
+
+    Returns:
+        timing of one step (method "events" or "wall").
+    """
+    is_gpu = torch.device(device).type == "cuda"
+    times = []
+    # The first is the warm-up.
+    for _ in range(repeats + 1):
+        before()
+        if is_gpu:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 1e3 / calls)
+        else:
+            started = time.perf_counter()
+            run()
+            times.append((time.perf_counter() - started) * 1e6 / calls)
+    return summary(times[1:], "events" if is_gpu else "wall")
+
+
 def call_us(runs: Run | Sequence[Run], device: str, calls: int = 20, repeats: int = 7) -> dict[str, Any]:
     """Time by `graph_us` on a GPU and by the host's clock on a CPU; what a graph refuses is timed by the clock there too."""
     first = runs if callable(runs) else runs[0]
@@ -109,6 +135,8 @@ def copied(value: Any) -> Any:
         return {name: copied(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
         return type(value)(copied(item) for item in value)
+    if dataclasses.is_dataclass(value):
+        return dataclasses.replace(value, **{name: copied(item) for name, item in vars(value).items()})
     return value
 
 
