@@ -31,3 +31,11 @@ class OpsError(LadError):
 
 class TrainingError(LadError):
     """A training run cannot start or go on (data, config, resume)."""
+
+
+class CaptureError(LadError):
+    """A denoising step cannot be captured, or the captured loop cannot be built or launched."""
+
+
+class DeviceMemoryError(LadError):
+    """A decode does not fit the device's memory; the message says what to reduce."""

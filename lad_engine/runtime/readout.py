@@ -9,6 +9,12 @@ from torch import Tensor
 
 from ..contracts import StepEvent
 
+# The buffers a readout needs beside the step counter, the flags first: a captured bucket copies them to the host together.
+FRAME = (
+    *("done", "step", "acted", "stopped_early", "answer_length", "steps", "nfe", "row_steps"),
+    *("answer", "before", "predicted", "confidence", "is_open", "first_set", "last_changed"),
+)
+
 
 class Refinement(Protocol):
     """The buffers a readout needs; `denoisers.lad_state.LadState` says what each holds."""
