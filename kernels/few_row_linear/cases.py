@@ -13,9 +13,9 @@ def cases(device: str, dtype: torch.dtype) -> list[dict]:
 
     plain = {"x": normal(1, 64), "weight": normal(48, 64)}
     odd = {"x": normal(3, 123), "weight": normal(37, 123), "bias": normal(37)}
-    model = {"x": normal(1, 576) * 24, "weight": normal(960, 576)}
+    model = {"x": normal(1, 576) * 24, "weight": normal(300, 576)}
     normed = {**model, "residual": normal(1, 576) * 24, "norm": normal(576) * 24}
-    gated = {**normed, "weight": normal(2 * 130, 576), "is_gated": True}
+    gated = {**normed, "weight": normal(2 * 70, 576), "is_gated": True}
     rows = {"x": normal(8, 576) * 24, "weight": normal(2 * 65, 576), "bias": normal(130), "is_gated": True, "norm": normal(576) * 24}
     tiny = {**normed, "x": normed["x"] * 3e-3, "residual": normed["residual"] * 3e-3, "eps": 1e-4}
     sliced = {**plain, "x": normal(2, 128)[:, 64:], "weight": normal(48, 128)[:, :64]}
