@@ -6,7 +6,8 @@ import torch
 
 
 def cases(device: str, dtype: torch.dtype) -> list[dict]:
-    """Return keyword arguments: smallest, odd, model width, no residual, a slice of wider rows, and inputs so small that eps matters."""
+    """Return keyword arguments: smallest, odd, model width, no residual, a slice of wider rows, inputs so small that eps
+    matters, and a weight for every sequence."""
     out = []
     for rows, D in ((1, 1), (5, 123), (7, 576), (3, 2048)):
         x, residual = (torch.randn(rows, D, device=device).to(dtype) for _ in range(2))
@@ -14,6 +15,8 @@ def cases(device: str, dtype: torch.dtype) -> list[dict]:
     model = out[2]
     out.append({**model, "residual": None})
     out.append({**model, "x": torch.randn(7, 640, device=device).to(dtype)[:, :576]})
+    weights, index = torch.randn(3, 123, device=device).to(dtype), torch.tensor([1, -1, 0], device=device)
+    out.append({"x": torch.randn(3, 4, 123, device=device).to(dtype), "residual": None, "weight": weights, "index": index})
     out.append({**model, "x": model["x"] * 3e-3, "residual": model["residual"] * 3e-3, "eps": 1e-4})
     return out
 

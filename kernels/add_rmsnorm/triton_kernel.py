@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ahead_of_time import ARCHITECTURES, Compilation
+from .reference import check_shapes
 
 MAX_WIDTH = 16384
 
@@ -20,7 +21,8 @@ def launch_config(D: int) -> dict[str, int]:
 
 @triton.jit
 def _add_rmsnorm_kernel(
-    x_ptr, residual_ptr, weight_ptr, y_ptr, h_ptr, stride_x_row, stride_residual_row, D, eps, BLOCK_D: tl.constexpr
+    x_ptr, residual_ptr, weight_ptr, index_ptr, y_ptr, h_ptr, stride_x_row, stride_residual_row, D, eps, rows_each, weights,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     offs_d = tl.arange(0, BLOCK_D)
@@ -34,14 +36,18 @@ def _add_rmsnorm_kernel(
         h = h_rounded.to(tl.float32)
     rate = tl.rsqrt(tl.sum(h * h, axis=0) / D + eps)
     normed = (h * rate).to(y_ptr.dtype.element_ty).to(tl.float32)
+    if index_ptr is not None:
+        own = tl.load(index_ptr + row // rows_each)
+        weight_ptr += tl.where(own < 0, own + weights, own) * D
     weight = tl.load(weight_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
     tl.store(y_ptr + row * D + offs_d, (normed * weight).to(y_ptr.dtype.element_ty), mask=mask_d)
 
 
-def add_rmsnorm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+def add_rmsnorm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e-5, index: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Contract of the reference; D is at most MAX_WIDTH."""
-    if weight.shape != x.shape[-1:] or (residual is not None and residual.shape != x.shape):
-        raise ValueError(f"add_rmsnorm: weight is {tuple(weight.shape)}, expected {tuple(x.shape[-1:])} to match x {tuple(x.shape)}.")
+    check_shapes(x, residual, weight, index)
     D = x.shape[-1]
     if D > MAX_WIDTH:
         raise ValueError(f"add_rmsnorm: the width of x is {D}, expected at most {MAX_WIDTH}. Use --ops add_rmsnorm=reference.")
@@ -52,8 +58,9 @@ def add_rmsnorm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float =
     if x.numel():
         with torch.cuda.device_of(rows):
             _add_rmsnorm_kernel[(rows.shape[0],)](
-                rows, added, weight.contiguous(), y, None if residual is None else h,
-                rows.stride(0), 0 if added is None else added.stride(0), D, eps, **launch_config(D),
+                rows, added, weight.contiguous(), index, y, None if residual is None else h,
+                rows.stride(0), 0 if added is None else added.stride(0), D, eps,
+                1 if index is None else rows.shape[0] // index.numel(), 1 if index is None else weight.shape[0], **launch_config(D),
             )  # fmt: skip
     return y, h
 
@@ -75,8 +82,9 @@ def ahead_of_time() -> list[Compilation]:
         ("*fp32", 123, (90,)),
         ("*bf16", 1, (90,)),
     ):
-        sizes = {"stride_x_row": D, "stride_residual_row": D, "D": D, "eps": 1e-5, **launch_config(D)}
-        arguments = {**dict.fromkeys(pointers, dtype), **sizes}
+        sizes = {"stride_x_row": D, "stride_residual_row": D, "D": D, "eps": 1e-5, "rows_each": 1, "weights": 1, **launch_config(D)}
+        arguments = {**dict.fromkeys(pointers, dtype), "index_ptr": None, **sizes}
         out.append(Compilation(_add_rmsnorm_kernel, arguments, architectures=architectures))
     without = {**out[0].arguments, "residual_ptr": None, "h_ptr": None, "stride_residual_row": 0}
-    return [*out, Compilation(_add_rmsnorm_kernel, without, architectures=(90,))]
+    per_row = {**out[0].arguments, "index_ptr": "*i64", "rows_each": 256, "weights": 5}
+    return [*out, *(Compilation(_add_rmsnorm_kernel, arguments, architectures=(90,)) for arguments in (without, per_row))]

@@ -1,4 +1,4 @@
-"""One frozen weight of the decoder, with the low-rank paths an adapter lays beside it."""
+"""One frozen weight of the decoder, with the low-rank paths one adapter lays beside it, or a stack of several to choose from."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .adapter_rows import LowRankStack
+
 
 class Projection(nn.Module):
     """A linear layer, possibly several of the checkpoint fused by rows (q, k and v; gate and up).
 
     weight: `[out, in]`; bias: `[out]` or None; `rows` maps the checkpoint's own layer names to their
-    [start, stop), in the order of `parts` (name: number of rows).
+    [start, stop), in the order of `parts` (name: number of rows). `low_rank` holds one adapter's paths, for all sequences and for
+    training; `stack` several adapters, one per sequence.
     """
+
+    stack: LowRankStack | None = None
 
     def __init__(self, in_width: int, parts: dict[str, int], has_bias: bool, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
@@ -26,6 +31,11 @@ class Projection(nn.Module):
         self.bias = nn.Parameter(torch.empty(out, dtype=dtype, device=device), requires_grad=False) if has_bias else None
         self.low_rank = nn.ModuleList()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the weight alone makes the product: no adapter lies beside it."""
+        return not self.low_rank and self.stack is None
+
     def attach(self, a: Tensor, b: Tensor, scale: float, start: int, stop: int, dropout: float = 0.0) -> LowRank:
         """Lay scale * B A beside rows [start, stop); a `[R, in]`, b `[stop - start, R]`; Parameters stay trainable."""
         path = LowRank(a, b, scale, start, stop, dropout)
@@ -37,7 +47,9 @@ class Projection(nn.Module):
         self.low_rank = nn.ModuleList()
 
     def forward(self, x: Tensor, lora_linear: Callable[..., Tensor]) -> Tensor:
-        """Map `[..., in]` to `[..., out]` with the given op."""
+        """Map `[..., in]` to `[..., out]` with the given op; where there is a stack, the first axis holds the sequences of the batch."""
+        if self.stack is not None and not self.stack.rows.is_bypassed:
+            return lora_linear(x, self.weight, self.bias, stack=self.stack.of(x.shape[0]))
         if not self.low_rank:
             return lora_linear(x, self.weight, self.bias)
         if self.training and any(path.dropout for path in self.low_rank):
