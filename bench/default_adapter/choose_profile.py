@@ -1,6 +1,6 @@
 """Measure decoding rules on held-out questions of the default adapter; the best becomes its profile.
 
-    python bench/default_adapter/choose_profile.py --out bench/results/default_profile.json
+    python -m bench.default_adapter.choose_profile --out bench/results/default_profile.json
 
 Questions are the validation share of `train.toml` that have one-line answers. Reported per setting, means over the questions:
 judge_nll, the base model's own causal loss per answer token (nats; fluent and on topic is low); repeats, the share of words equal to
@@ -19,9 +19,7 @@ from statistics import mean
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from timing import conditions, write_result
-
+from bench.results import make_result, write_result
 from lad_engine import Engine
 from lad_engine.training.config import TrainConfig
 from lad_engine.training.data import parse_source, read_rows, text_key, user_text
@@ -97,6 +95,9 @@ def main() -> None:
             losses = [judge_nll(judge, question, result.text) for (question, _), result in zip(pairs, results, strict=True)]
             rows.append(
                 {
+                    "model": engine.facts.name,
+                    "dtype": engine.config.dtype,
+                    "batch": len(pairs),
                     "setting": name,
                     "steps": steps,
                     "nfe": mean(result.nfe for result in results),
@@ -108,9 +109,11 @@ def main() -> None:
                 }
             )
             print(rows[-1], file=sys.stderr, flush=True)
-    shared = {"bench": "default_profile", "adapter": engine.adapter_facts.name, "questions": len(pairs), "max_new_tokens": 32}
+    facts = {"adapter": engine.adapter_facts.name, "adapter_updates": engine.adapter_facts.extra.get("updates"), "questions": len(pairs)}
     reference = mean(judge_nll(judge, question, answer) for question, answer in pairs)
-    write_result(options.out, {**shared, "reference_judge_nll": reference, **conditions(), "rows": rows})
+    counted = "Quality of whole answers of at most 32 tokens; means over the questions. No time was measured."
+    result = make_result("default_profile", counted, rows, max_new_tokens=32, reference_judge_nll=reference, **facts)
+    write_result(options.out, result)
 
 
 if __name__ == "__main__":
