@@ -20,6 +20,8 @@ ALIASES = {
 }
 REMASKINGS = ("none", "random", "clusters", "bernoulli", "confidence", "weighted", "transfer")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DRIVERS = ("auto", "eager", "replay", "loop")
+PRECISIONS = ("auto", "fp8", "int8", "int8_weights")
 # What a sampling parameter may be whatever the others are: named values, a smallest integer, a range.
 CHOICES = {
     "noise_schedule": ("exponential", "linear"),
@@ -42,6 +44,12 @@ RANGES = {
     "cfg_scale": (0.0, 100.0),
 }
 RENOISING = tuple(name for name in REMASKINGS if name not in ("none", "transfer"))
+# What the autoregressive baseline reads, and what it does where nothing is asked for: greedy, over the whole vocabulary.
+READ_AUTOREGRESSIVELY = (
+    *("max_new_tokens", "temperature", "top_k", "top_p", "top_p_rule"),
+    *("confidence", "eos_bias", "suppress_tokens", "stop", "seed"),
+)
+AUTOREGRESSIVE_DEFAULTS = {"temperature": 0.0, "top_k": 0, "profile": "autoregressive"}
 # Settings that only some rules read: whether anything reads them under the others, and what would.
 READ_WITH: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
     "block_length": (lambda p: p["remasking"] == "transfer", "remasking transfer (tokens_per_step makes a growing window)"),
@@ -139,23 +147,31 @@ class SamplingParams:
 class EngineConfig:
     """What the operator chose: where the model runs, in which precision, with which ops.
 
+    precision "auto" computes in dtype throughout; "fp8" and "int8" quantise the projections' weights once and their rows at each step,
+    "int8_weights" the weights alone, to save memory; all after the adapter is merged.
     dtype "auto" is bfloat16 where the hardware computes in it, float32 elsewhere. merge False keeps the adapter's low-rank path
     beside the weights. any_base True accepts an adapter made for another base of the same shapes. batch_invariant None means on for
     CPU. ops is a backend name, or "op=backend,op=backend". mask_token is the piece that stands for a hidden position where no adapter
-    names one (the authors' "MASK"). threads: CPU threads, None leaves torch's.
+    names one (the authors' "MASK"); None: the engine only decodes autoregressively. threads: CPU threads, None leaves torch's.
+    driver: "eager" calls every step, "replay" replays a captured one, "loop" launches a whole decode as one graph; the tokens are the
+    same. "auto" is eager on a CPU, else the loop where it can be built. On a CPU the captured drivers are simulated (for tests).
     """
 
     device: str = "auto"
     dtype: str = "auto"
+    precision: str = "auto"
     merge: bool = True
     any_base: bool = False
     batch_invariant: bool | None = None
     ops: str = "auto"
-    mask_token: str = "MASK"
+    mask_token: str | None = "MASK"
     threads: int | None = None
+    driver: str = "auto"
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("driver", self.driver, DRIVERS)
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}, expected 1 or more.")
 

@@ -200,3 +200,4 @@ class GenerationResult:
     dtype: str
     device: str
     ops: Mapping[str, str]
+    precision: str = "auto"

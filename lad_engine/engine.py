@@ -12,16 +12,22 @@ from typing import Any
 
 import torch
 
+from .adapters.agreement import AgreementReport, PairedModel, save_agreement
 from .adapters.attach import attach, merge
 from .adapters.drift import DriftReport, drift_report, save_drift
 from .adapters.low_rank import Adapter
 from .adapters.preflight import preflight
+from .adapters.probe import SENTENCES
 from .adapters.reader import read_adapter
-from .config import EngineConfig, SamplingParams
+from .config import AUTOREGRESSIVE_DEFAULTS, EngineConfig, SamplingParams
+from .continuation import continue_prompts
 from .contracts import AdapterFacts, Canvas, GenerationResult, ModelFacts, StepEvent
+from .denoisers.autoregressive import AutoregressiveDecoder
 from .denoisers.lad import LadDenoiser
 from .errors import AdapterError, ConfigError, RequestError
+from .model.causal_model import CausalModel
 from .model.language_model import LanguageModel
+from .model.precision import check_precision, quantise
 from .model.transformer import Transformer
 from .model.weights import Checkpoint, open_checkpoint
 from .ops import OpSet, select_ops
@@ -60,7 +66,7 @@ class Engine:
         self.model, self.codec, self.config, self.ops, self.load_ms = model, codec, config, ops, load_ms
         self.facts: ModelFacts = checkpoint.facts
         self.adapter_facts: AdapterFacts | None = adapter.facts if adapter is not None else None
-        self.mask_id = self.adapter_facts.mask_id if self.adapter_facts else codec.piece_id(config.mask_token)
+        self.mask_id = self.adapter_facts.mask_id if self.adapter_facts else _mask_id(codec, config)
         self.eos_ids = _eos_ids(self.facts, self.adapter_facts)
         self._checkpoint, self._adapter = checkpoint, adapter
         self._denoiser = LadDenoiser(model, ops)
@@ -87,6 +93,7 @@ class Engine:
         started = time.perf_counter()
         config = _resolve(config or EngineConfig(), settings)
         ops = select_ops(config.ops, device=config.device)
+        check_precision(config.precision, torch.device(config.device), ops.chosen)
         # A path of the caller's is looked at before anything is downloaded.
         checkpoint = open_checkpoint(model, progress=progress) if model is not None else None
         loaded = read_adapter(_default_adapter() if adapter == DEFAULT_ADAPTER else adapter) if adapter is not None else None
@@ -95,12 +102,8 @@ class Engine:
         transformer = _load_transformer(checkpoint, ops, config, progress)
         if loaded is not None:
             loaded = _checked(loaded, transformer, codec, config, adapter == DEFAULT_ADAPTER)
-            if config.merge:
-                # Kept originals would double the memory of the adapted weights; `drift` reads the base again instead.
-                merge(transformer, loaded, keep_originals=False)
-            else:
-                attach(transformer, loaded)
-            transformer.head.predicts_next_token = loaded.facts.predicts_next_token
+            _adapt(transformer, loaded, config)
+        quantise(transformer, config.precision)
         language_model = LanguageModel(transformer, bool(config.batch_invariant))
         return cls(language_model, codec, checkpoint, loaded, config, ops, (time.perf_counter() - started) * 1e3)
 
@@ -151,16 +154,70 @@ class Engine:
                 log.warning("the drift report is not saved: %s", error)
         return report
 
+    @torch.inference_mode()
+    def agreement(
+        self, prompts: Sequence[str | Prompt] | None = None, params: SamplingParams | None = None, batch_size: int = 8
+    ) -> AgreementReport:
+        """Compare the engine's precision with the weights as they are on the canvases these decode through, in the engine's dtype.
+
+        The base is read again beside this one. The report is saved beside the adapter; where it cannot be, a warning says so.
+        Args:
+            prompts: None is the probe set. params: None is the adapter's profile.
+        Raises:
+            ConfigError: the engine's precision is auto.
+        """
+        if self.config.precision == "auto":
+            raise ConfigError("agreement: this engine's precision is auto, expected another to compare. Load it with one.")
+        exact = _load_transformer(self._checkpoint, self.ops, self.config, None)
+        if self._adapter is not None:
+            _adapt(exact, self._adapter, self.config)
+        pair = PairedModel(LanguageModel(exact, bool(self.config.batch_invariant)), self.model)
+        denoiser, params, prompts = LadDenoiser(pair, self.ops), params or self.sampling(), list(prompts or SENTENCES)
+        for start in range(0, len(prompts), batch_size):
+            canvases = [self._lay_out(prompt, params) for prompt in prompts[start : start + batch_size]]
+            each = [params] * len(canvases)
+            state = denoiser.begin(canvases, each, mask_id=self.mask_id, eos_ids=self.eos_ids, device=self.config.device)
+            for step in steps(denoiser, state):
+                visible = state.tables.at(state.step - 1).visible[:, None]
+                pair.count(state.is_open & (state.columns < visible) & state.acted[:, None], state.eos_ids, step)
+        facts, names = self.facts, (self.config.precision, self.config.dtype, self.config.device, params.profile)
+        adapter = self.adapter_facts.name if self.adapter_facts else None
+        report = AgreementReport(adapter, facts.name, facts.fingerprint, *names, len(prompts), **pair.totals())
+        if self._adapter is not None and self._adapter.path is not None:
+            try:
+                save_agreement(report, self._adapter.path)
+            except AdapterError as error:
+                log.warning("the agreement report is not saved: %s", error)
+        return report
+
+    @torch.inference_mode()
+    def generate_autoregressive(
+        self, prompts: str | Prompt | Sequence[str | Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[GenerationResult]:
+        """Continue every prompt token by token: the baseline that diffusion decoding is measured against; one result each, in order.
+
+        Of `params`, what `config.READ_AUTOREGRESSIVELY` names is read; None is greedy. A result's nfe counts the pass over the prompt too.
+        Raises:
+            ConfigError: the engine has an adapter, or a parameter does not fit.
+            RequestError: a prompt cannot be laid out, or brings a draft or an infill.
+        """
+        if self.adapter_facts is not None:
+            raise ConfigError(
+                f"autoregressive: this engine has the adapter {self.adapter_facts.name}, expected the base alone. Load it without."
+            )
+        prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
+        requests = list(zip(prompts, _each(params or SamplingParams(**AUTOREGRESSIVE_DEFAULTS), prompts), strict=True))
+        decoder = AutoregressiveDecoder(CausalModel(self.model.transformer, bool(self.config.batch_invariant)), self.ops)
+        done = continue_prompts(requests, decoder, self.codec, self.facts, self.eos_ids, self.config.device)
+        return [self._result(*parts[:2], one, parts[2]) for parts, (_, one) in zip(done, requests, strict=True)]
+
     # As a decorator: a with block would leave the caller in inference mode between two items.
     @torch.inference_mode()
     def _run(self, prompts: Any, params: Any, wants_events: bool) -> Iterator[StepEvent | GenerationResult]:
+        if self.mask_id is None:
+            raise ConfigError("mask_token is None, expected a piece to hide answer positions with. Load the engine with one.")
         prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
-        if not prompts:
-            raise RequestError("prompts: the list is empty, expected at least one prompt.")
-        shared = params if params is not None else self.sampling()
-        each = [shared] * len(prompts) if isinstance(shared, SamplingParams) else list(shared)
-        if len(each) != len(prompts):
-            raise ConfigError(f"params: {len(each)} given for {len(prompts)} prompts, expected one or as many as prompts.")
+        each = _each(params if params is not None else self.sampling(), prompts)
         for one in each:
             unknown = [token for token in one.suppress_tokens if not 0 <= token < self.facts.vocab_size]
             if unknown:
@@ -237,9 +294,20 @@ class Engine:
             profile=params.profile,
             seed=params.seed,
             dtype=self.config.dtype,
+            precision=self.config.precision,
             device=self.config.device,
             ops=dict(self.ops.chosen),
         )
+
+
+def _adapt(transformer: Transformer, adapter: Adapter, config: EngineConfig) -> None:
+    """Put a checked adapter on the decoder, merged or beside its weights."""
+    if config.merge:
+        # Kept originals would double the memory of the adapted weights; `drift` reads the base again instead.
+        merge(transformer, adapter, keep_originals=False)
+    else:
+        attach(transformer, adapter)
+    transformer.head.predicts_next_token = adapter.facts.predicts_next_token
 
 
 def _checked(adapter: Adapter, transformer: Transformer, codec: TextCodec, config: EngineConfig, is_default: bool) -> Adapter:
@@ -254,6 +322,20 @@ def _checked(adapter: Adapter, transformer: Transformer, codec: TextCodec, confi
         if not is_default:
             raise
         raise AdapterError(f"{error} The default adapter is for the default base only: give --adapter PATH, or --adapter none.") from error
+
+
+def _mask_id(codec: TextCodec, config: EngineConfig) -> int | None:
+    return None if config.mask_token is None else codec.piece_id(config.mask_token)
+
+
+def _each(params: SamplingParams | Sequence[SamplingParams], prompts: Sequence[Any]) -> list[SamplingParams]:
+    """Return one SamplingParams per prompt; what is shared is repeated."""
+    if not prompts:
+        raise RequestError("prompts: the list is empty, expected at least one prompt.")
+    each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+    if len(each) != len(prompts):
+        raise ConfigError(f"params: {len(each)} given for {len(prompts)} prompts, expected one or as many as prompts.")
+    return each
 
 
 def _default_adapter() -> Path:

@@ -18,11 +18,12 @@ from rich.console import Console
 # Not `from .engine import Engine`: that imports torch, which --help, --replay and every refused argument do without.
 import lad_engine
 
-from .config import SamplingParams
+from .config import PRECISIONS, SamplingParams
 from .contracts import GenerationResult, StepEvent
 from .errors import ConfigError, LadError, RequestError
 from .profiles import load_profile, profile_meanings, profile_params
 from .terminal.arguments import as_flag, parse, sampling_settings
+from .terminal.autoregressive import autoregressive_params
 from .terminal.live import CanvasPainter, LiveView, printable
 from .terminal.progress import LoadProgress, notes_on, quiet_libraries
 from .terminal.replay import painter_of, played
@@ -70,18 +71,24 @@ def run(arguments: argparse.Namespace, stdout: Console, stderr: Console, load: L
     if arguments.replay is not None:
         replay(arguments, screen)
         return 0
-    prompts = [] if arguments.drift_report and not _has_prompt(arguments) else read_prompts(arguments, _standard_input)
+    has_report = arguments.drift_report or arguments.agreement_report
+    prompts = [] if has_report and not _has_prompt(arguments) else read_prompts(arguments, _standard_input)
     settings = _checked_settings(arguments)
+    continuing = autoregressive_params(arguments, settings) if arguments.autoregressive else None
     if arguments.trace is not None:
         check_writable(Path(arguments.trace))
     with nullcontext() if arguments.verbose else quiet_libraries(), notes_on(stderr):
         engine = _loaded(arguments, stderr, load)
-        params = engine.sampling(arguments.profile, **settings)
+        params = continuing or engine.sampling(arguments.profile, **settings)
         if arguments.verbose:
             _explain(engine, stderr)
         if arguments.drift_report:
             stderr.print(engine.drift().sentence(), markup=False, highlight=False, soft_wrap=True)
-        if prompts:
+        if arguments.agreement_report:
+            report = engine.agreement(prompts or None, params, batch_size=arguments.batch_size)
+            stderr.print(report.sentence(), markup=False, highlight=False, soft_wrap=True)
+            print(report.to_json(), file=stdout.file)
+        elif prompts:
             answer(engine, prompts, params, screen)
     return 0
 
@@ -99,7 +106,10 @@ def answer(engine: Engine, prompts: list[Prompt], params: SamplingParams, screen
             if trace is not None:
                 for index, prompt in enumerate(batch, start):
                     trace.header(index, prompt, params)
-            items = engine.stream(batch, params) if trace is not None or screen.shows_steps else engine.generate(batch, params)
+            if arguments.autoregressive:
+                items = engine.generate_autoregressive(batch, params)
+            else:
+                items = engine.stream(batch, params) if trace is not None or screen.shows_steps else engine.generate(batch, params)
             watched = _recorded(items, start, trace, engine.load_ms)
             screen.show(watched, painter, [prompt.text or prompt.infill or "" for prompt in batch], engine.load_ms, len(prompts) > 1)
 
@@ -133,7 +143,7 @@ class Screen:
 
     def __init__(self, stdout: Console, stderr: Console, arguments: argparse.Namespace) -> None:
         self._stdout, self._stderr, self.arguments = stdout, stderr, arguments
-        self.is_live = stdout.is_terminal and not arguments.json and not arguments.show_steps
+        self.is_live = stdout.is_terminal and not (arguments.json or arguments.show_steps or arguments.autoregressive)
         self.shows_steps = self.is_live or arguments.show_steps
         self._printed = 0
 
@@ -203,6 +213,8 @@ def _checked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = sampling_settings(arguments)
     if arguments.profile is not None:
         profile_params(arguments.profile, settings)
+    if arguments.agreement_report and arguments.precision == "auto":
+        raise ConfigError(f"agreement-report compares a precision with auto, expected --precision {', '.join(PRECISIONS[1:])}. Give one.")
     if arguments.batch_size < 1:
         raise ConfigError(f"batch-size is {arguments.batch_size}, expected at least 1.")
     return settings
@@ -212,14 +224,16 @@ def _loaded(arguments: argparse.Namespace, stderr: Console, load: Load | None) -
     config = lad_engine.EngineConfig(
         device=arguments.device,
         dtype=arguments.dtype,
+        precision=arguments.precision,
         merge=arguments.merge,
         any_base=arguments.any_base,
         batch_invariant=arguments.batch_invariant,
         ops=arguments.ops,
         threads=arguments.threads,
-        mask_token=arguments.mask_token,
+        driver=arguments.driver,
+        mask_token=None if arguments.autoregressive else arguments.mask_token,
     )
-    adapter = None if arguments.adapter == "none" else arguments.adapter
+    adapter = None if arguments.adapter == "none" or arguments.autoregressive else arguments.adapter
     with LoadProgress(stderr) as progress:
         return (load or lad_engine.Engine.load)(arguments.model, adapter=adapter, config=config, progress=progress.update)
 
@@ -227,11 +241,16 @@ def _loaded(arguments: argparse.Namespace, stderr: Console, load: Load | None) -
 def _explain(engine: Engine, stderr: Console) -> None:
     facts = engine.adapter_facts
     lines = [
-        f"model    {engine.facts.name}  ({engine.config.dtype} on {engine.config.device}, loaded in {engine.load_ms / 1e3:.2f} s)",
+        f"model    {engine.facts.name}  ({_precision(engine)} on {engine.config.device}, loaded in {engine.load_ms / 1e3:.2f} s)",
         f"adapter  {facts.name if facts else 'none'}",
         engine.ops.table(),
     ]
     stderr.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _precision(engine: Engine) -> str:
+    config = engine.config
+    return config.dtype if config.precision == "auto" else f"{config.precision} in {config.dtype}"
 
 
 def _summary(record: dict[str, Any]) -> str:

@@ -131,6 +131,8 @@ def _places(transformer: Transformer) -> list[tuple[Any, str, tuple[int, int]]]:
 
 
 def _check_free(transformer: Transformer) -> None:
+    if any(projection.weight.dtype != transformer.embed.dtype for projection in transformer.projections()):
+        raise AdapterError("adapter: this model's weights are quantised already, expected the base's own. Load it again with the adapter.")
     if any(projection.low_rank for projection in transformer.projections()):
         raise AdapterError("adapter: this model carries an unmerged adapter already, expected none. Detach it first.")
 

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from ..config import ALIASES, CHOICES, DTYPES, SamplingParams, check_setting
+from ..config import ALIASES, CHOICES, DRIVERS, DTYPES, PRECISIONS, SamplingParams, check_setting
 from ..errors import ConfigError
 
 # One sentence per field of SamplingParams, `profile` excepted: it has a flag of its own.
@@ -126,9 +126,19 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
 def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", metavar="PATH", help="folder, hub id or GGUF file (default: the embedded SmolLM2-135M-Instruct)")
     group.add_argument("--adapter", default="default", metavar="PATH", help="adapter folder or file, default, or none")
+    group.add_argument("--autoregressive", action="store_true", help="decode token by token with the base alone, for comparison")
     group.add_argument("--mask-token", default="MASK", metavar="TEXT", help="mask token where there is no adapter (default MASK)")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    group.add_argument("--dtype", default="auto", metavar=f"{{{','.join(DTYPES)}}}", help="precision of the weights")
+    group.add_argument("--dtype", default="auto", metavar=f"{{{','.join(DTYPES)}}}", help="dtype of weights and rows")
+    group.add_argument(
+        "--precision",
+        default="auto",
+        metavar=f"{{{','.join(PRECISIONS)}}}",
+        help="8-bit projections: fp8 (sm_89 or newer), int8, or int8_weights to save memory (default auto: none)",
+    )
+    group.add_argument(
+        "--driver", default="auto", metavar=f"{{{','.join(DRIVERS)}}}", help="call every step, replay a captured one, or launch one graph"
+    )
     group.add_argument("--ops", default="auto", metavar="SPEC", help="auto, a backend, or attention=reference,renoise=cpu")
     group.add_argument("--threads", type=_integer, metavar="N", help="CPU threads")
     group.add_argument("--no-merge", dest="merge", action="store_false", help="keep the adapter beside the weights")
@@ -149,6 +159,9 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--replay-speed", type=_number, default=1.0, metavar="X", help="2 plays twice as fast (default 1)")
     group.add_argument("--verbose", action="store_true", help="say which op runs where and why, and how long loading took")
     group.add_argument("--drift-report", action="store_true", help="compare merged with unmerged weights on the probe set")
+    group.add_argument(
+        "--agreement-report", action="store_true", help="compare --precision with the weights as they are, on the prompts or the probe set"
+    )
     group.add_argument("--list-profiles", action="store_true", help="print the named profiles and their settings")
 
 

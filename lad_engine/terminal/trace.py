@@ -40,6 +40,7 @@ def result_record(result: GenerationResult, load_ms: float) -> dict[str, Any]:
         "profile": result.profile,
         "seed": result.seed,
         "dtype": result.dtype,
+        "precision": result.precision,
         "device": result.device,
         "ops": dict(result.ops),
     }
