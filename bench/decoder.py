@@ -16,6 +16,7 @@ from lad_engine.denoisers.lad_bucket import LadBuckets
 from lad_engine.denoisers.lad_state import LadState
 from lad_engine.errors import CaptureError
 from lad_engine.model.language_model import LanguageModel
+from lad_engine.model.precision import check_precision, quantise
 from lad_engine.ops import select_ops
 from lad_engine.runtime.cuda_capture import CudaCapture
 from lad_engine.runtime.decode_loop import LoopLibrary, build_library
@@ -31,13 +32,18 @@ class Decoder:
     """One model with its ops, its denoiser and its captured steps.
 
     Args:
-        ops: as `--ops` takes it. batch_invariant: forward each sequence by itself, at a measured cost.
+        ops, precision: as `--ops` and `--precision` take them. batch_invariant: a row's numbers do not follow its batch, at a cost.
     """
 
-    def __init__(self, facts: ModelFacts, dtype: torch.dtype, device: str, ops: str = "auto", batch_invariant: bool = False) -> None:
+    def __init__(
+        self, facts: ModelFacts, dtype: torch.dtype, device: str, ops: str = "auto", precision: str = "auto", batch_invariant: bool = False
+    ) -> None:
         self.facts, self.dtype, self.device = facts, dtype, device
-        self.ops = select_ops(ops, device)
+        self.precision = str(dtype).removeprefix("torch.") if precision == "auto" else precision
+        self.ops = select_ops(ops, device, batch_invariant=batch_invariant)
+        check_precision(precision, torch.device(device), self.ops.chosen)
         self.transformer = random_model(facts, self.ops, dtype, device)
+        quantise(self.transformer, precision)
         self.model = LanguageModel(self.transformer, batch_invariant)
         self.denoiser = LadDenoiser(self.model, self.ops)
         # Requests for a captured step are laid out on the host, by the host's ops.

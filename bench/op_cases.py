@@ -1,4 +1,4 @@
-"""Arguments of each op at the shapes a model meets them in, the operations they cost, and the library call they compete with."""
+"""Arguments of each op at the shapes a model meets them in, and the operations they cost."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lad_engine.contracts import ModelFacts
 from lad_engine.model.rope import rope_tables
@@ -48,11 +46,6 @@ def op_flops(name: str, case: Mapping[str, Any]) -> int:
     return _FLOPS[name](case) if name in _FLOPS else 0
 
 
-def op_peers(name: str, case: Case) -> dict[str, Callable[[], object]]:
-    """Return the library calls that do the same work, by name; none where a library has no such thing."""
-    return _PEERS[name](**case) if name in _PEERS else {}
-
-
 def _add_rmsnorm(at: Setting) -> dict[str, Case]:
     x, residual = (at.normal(at.batch, at.canvas, at.facts.width) for _ in range(2))
     return {"": {"x": x, "residual": residual, "weight": at.normal(at.facts.width), "eps": at.facts.norm_eps}}
@@ -79,7 +72,42 @@ def _packed_attention(at: Setting) -> dict[str, Case]:
     H, G = at.facts.query_heads, at.facts.kv_heads
     cos, sin = (table[: at.canvas].to(at.device) for table in rope_tables(at.facts))
     qkv = at.normal(at.batch, at.canvas, H + 2 * G, at.facts.head_width)
-    return {"": {"qkv": qkv, "cos": cos, "sin": sin, "query_heads": H, "kv_heads": G, "lengths": None}}
+    whole = {"qkv": qkv, "cos": cos, "sin": sin, "query_heads": H, "kv_heads": G, "lengths": None}
+    # A captured step always has lengths, of which the first is the whole canvas and the others end before it.
+    lengths = at.canvas - torch.arange(at.batch, device=at.device) * (at.canvas // 16)
+    return {"no lengths": whole, "lengths": {**whole, "lengths": lengths}}
+
+
+def _decode_attention(at: Setting) -> dict[str, Case]:
+    H, G, K = at.facts.query_heads, at.facts.kv_heads, at.facts.head_width
+    cos, sin = (table.to(at.device) for table in rope_tables(at.facts))
+    keys, values = (at.normal(at.batch, at.canvas, G, K) for _ in range(2))
+    positions = torch.full((at.batch,), at.canvas - 1, device=at.device)
+    return {"": {"qkv": at.normal(at.batch, H + 2 * G, K), "keys": keys, "values": values, "positions": positions, "cos": cos, "sin": sin}}
+
+
+def _gate_up(at: Setting) -> dict[str, Case]:
+    D, F = at.facts.width, at.facts.mlp_width
+    return {"": {"x": at.normal(at.batch, at.canvas, D), "weight": at.normal(2 * F, D, scale=D**-0.5)}}
+
+
+def _few_row_linear(at: Setting) -> dict[str, Case]:
+    D, F, B = at.facts.width, at.facts.mlp_width, at.batch
+    heads = (at.facts.query_heads + 2 * at.facts.kv_heads) * at.facts.head_width
+    normed = {"x": at.normal(B, D), "residual": at.normal(B, D), "norm": at.normal(D), "eps": at.facts.norm_eps}
+    return {
+        "qkv": {**normed, "weight": at.normal(heads, D, scale=D**-0.5)},
+        "gate_up": {**normed, "weight": at.normal(2 * F, D, scale=D**-0.5), "is_gated": True},
+        "down": {"x": at.normal(B, F), "weight": at.normal(D, F, scale=F**-0.5)},
+    }
+
+
+def _stack(at: Setting, rows: int, inputs: int, parts: tuple[tuple[int, int], ...], adapters: int = 4) -> tuple:
+    rank = min(LORA_RANK, inputs)
+    a = at.normal(adapters, len(parts), rank, inputs, scale=inputs**-0.5)
+    b = at.normal(adapters, rows, rank, scale=rank**-0.5)
+    index = torch.arange(at.batch, device=at.device) % adapters
+    return a, b, torch.ones(adapters, device=at.device), index, parts
 
 
 def _lora_linear(at: Setting) -> dict[str, Case]:
@@ -100,6 +128,8 @@ def _lora_linear(at: Setting) -> dict[str, Case]:
         for start, stop in ((0, q), (q + kv, q + 2 * kv))
     )
     out[f"qkv, rank {rank} on q and v"] = {**out["qkv"], "paths": paths}
+    parts = ((0, q), (q + kv, q + 2 * kv))
+    out[f"qkv, rank {rank} by sequence"] = {**out["qkv"], "stack": _stack(at, q + 2 * kv, D, parts)}
     return out
 
 
@@ -150,7 +180,11 @@ def _renoise(at: Setting) -> dict[str, Case]:
 
 def _linear_flops(case: Mapping[str, Any]) -> int:
     rows = case["x"].numel() // case["x"].shape[-1]
-    weights = case["weight"].numel() + sum(path[0].numel() + path[1].numel() for path in case["paths"])
+    weights = case["weight"].numel() + sum(path[0].numel() + path[1].numel() for path in case.get("paths", ()))
+    if case.get("stack") is not None:
+        # Every row goes through one adapter of the stack.
+        a, b = case["stack"][:2]
+        weights += a[0].numel() + b[0].numel()
     return 2 * rows * weights
 
 
@@ -164,69 +198,15 @@ def _packed_flops(case: Mapping[str, Any]) -> int:
     return 4 * B * case["query_heads"] * T * T * K
 
 
-def _rmsnorm_peers(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> dict[str, Callable[[], object]]:
-    return {"torch add, rms_norm": lambda: F.rms_norm(x + residual, weight.shape, weight, eps)}
-
-
-def _swiglu_peers(gate_up: Tensor) -> dict[str, Callable[[], object]]:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return {"torch silu, mul": lambda: F.silu(gate) * up}
-
-
-def _attention_peers(q: Tensor, k: Tensor, v: Tensor, **_: object) -> dict[str, Callable[[], object]]:
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-
-    def with_kernel(backend: SDPBackend) -> Tensor:
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-
-    out: dict[str, Callable[[], object]] = {"sdpa as torch chooses": lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)}
-    if q.is_cuda:
-        out["sdpa flash"] = lambda: with_kernel(SDPBackend.FLASH_ATTENTION)
-        out["sdpa cudnn"] = lambda: with_kernel(SDPBackend.CUDNN_ATTENTION)
-    return out
-
-
-def _packed_peers(qkv: Tensor, cos: Tensor, sin: Tensor, query_heads: int, kv_heads: int, **_: object) -> dict[str, Callable[[], object]]:
-    # transformers multiplies in the model's dtype with tables of the whole width.
-    whole_cos, whole_sin = (torch.cat((table, table), -1).to(qkv.dtype)[:, None] for table in (cos, sin))
-
-    def turned(x: Tensor) -> Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return x * whole_cos + torch.cat((-second, first), -1) * whole_sin
-
-    def run(choose: Callable[[dict], Callable[[], object]]) -> object:
-        q, k, v = qkv.split((query_heads, kv_heads, kv_heads), dim=2)
-        return choose(_attention_peers(turned(q), turned(k), v))()
-
-    names = _attention_peers(*qkv.split((query_heads, kv_heads, kv_heads), dim=2))
-    return {f"torch rotary, {name}": lambda name=name: run(lambda peers: peers[name]) for name in names}
-
-
-def _linear_peers(x: Tensor, weight: Tensor, bias: Tensor | None, paths: tuple) -> dict[str, Callable[[], object]]:
-    return {"F.linear, merged weight": lambda: F.linear(x, weight, bias)}
-
-
-def _chosen(logits: Tensor, count: int) -> Tensor:
-    values, ids = torch.topk(logits, count, dim=-1)
-    drawn = torch.multinomial(torch.softmax(values.float() / 0.7, -1), 1)
-    return ids.gather(1, drawn)
-
-
-def _choose_peers(logits: Tensor, max_top_k: int, **_: object) -> dict[str, Callable[[], object]]:
-    return {"torch topk, softmax, multinomial": lambda: _chosen(logits, max_top_k)}
-
-
-def _head_peers(rows: Tensor, weight: Tensor, max_top_k: int, **_: object) -> dict[str, Callable[[], object]]:
-    return {"F.linear, topk, softmax, multinomial": lambda: _chosen(F.linear(rows, weight), max_top_k)}
-
-
 _CASES: dict[str, Callable[[Setting], dict[str, Case]]] = {
     "add_rmsnorm": _add_rmsnorm,
     "rotary": _rotary,
     "swiglu": _swiglu,
     "attention": _attention,
     "packed_attention": _packed_attention,
+    "decode_attention": _decode_attention,
+    "gate_up": _gate_up,
+    "few_row_linear": _few_row_linear,
     "lora_linear": _lora_linear,
     "choose_token": _choose_token,
     "lm_head": _lm_head,
@@ -236,14 +216,7 @@ _FLOPS: dict[str, Callable[[Mapping[str, Any]], int]] = {
     "attention": _attention_flops,
     "packed_attention": _packed_flops,
     "lora_linear": _linear_flops,
+    "gate_up": _linear_flops,
+    "few_row_linear": _linear_flops,
     "lm_head": lambda case: 2 * case["rows"].shape[0] * case["weight"].numel(),
-}
-_PEERS: dict[str, Callable[..., dict[str, Callable[[], object]]]] = {
-    "add_rmsnorm": _rmsnorm_peers,
-    "swiglu": _swiglu_peers,
-    "attention": _attention_peers,
-    "packed_attention": _packed_peers,
-    "lora_linear": _linear_peers,
-    "choose_token": _choose_peers,
-    "lm_head": _head_peers,
 }

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from bench.op_cases import Case, Setting, op_cases, op_flops, op_peers
+from bench.op_cases import Case, Setting, op_cases, op_flops
+from bench.op_peers import op_peers
 from bench.random_model import MODELS
 from bench.results import REPOSITORY, RESULTS, device_slug, make_result, store, write_result
 from bench.roofs import Roofs, measure_roofs

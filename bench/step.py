@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=list(MODELS))
     parser.add_argument("--dtype", nargs="+", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp8", "int8"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp8", "int8", "int8_weights"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--canvas", type=int, nargs="+", default=None)
     parser.add_argument("--answer", type=int, default=256, help="answer rows, at most the canvas")
@@ -148,6 +148,9 @@ def main() -> None:
     dtypes = options.dtype or (["bfloat16"] if device == "cuda" else ["bfloat16", "float32"])
     # Compiling for a CPU takes minutes and says nothing about a GPU; ask for it by name.
     only = tuple(options.only or (CONTESTANTS if device == "cuda" else CONTESTANTS[:3]))
+    if options.precision != "auto":
+        # The opponents read our weights, which are then in 8 bits.
+        only = ("ours",)
     # Without a GPU the captured drivers are a simulation, which is worth running and not worth timing.
     drivers = DRIVERS if device == "cuda" or options.quick else ("eager",)
     repeats = 3 if options.quick else options.repeats
@@ -156,7 +159,7 @@ def main() -> None:
     result: dict = {}
     for model in models:
         for dtype in dtypes:
-            decoder = Decoder(MODELS[model], getattr(torch, dtype), device, options.ops, options.batch_invariant)
+            decoder = Decoder(MODELS[model], getattr(torch, dtype), device, options.ops, options.precision, options.batch_invariant)
             for canvas, batch in itertools.product(canvases, options.batch):
                 row: dict = {}
                 # Stored whenever it has grown: what a time limit cuts off keeps what was measured before.
