@@ -14,8 +14,9 @@ class Compilation:
     """One kernel at one launch configuration; `triton_kernel.py` lists its own in `ahead_of_time() -> list[Compilation]`.
 
     kernel: the `@triton.jit` function. arguments: every parameter by name, as a launch would pass it: a pointer as its type ("*bf16",
-    "*i64"), or None; a number as an example (divisible by 16 where the model's is, since the launch specialises on that); a
-    compile-time value as itself. Names that are no parameter are options of the launch (num_warps, num_stages), so that
+    "*i64"), a tensor descriptor as "tensordesc<bf16[128, 64]>", or None; a number as an example (divisible by 16 where the model's is,
+    since the launch specialises on that); a compile-time value as itself. Names that are no parameter are options of the launch
+    (num_warps, num_stages), so that
     `{**pointers, **sizes, **launch_config(...)}` is the usual value. is_matrix: it multiplies matrices, and must use the tensor
     cores' own instructions (mma.sync, wgmma, tcgen05) where its dtype has them.
     """

@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import OpsError
 from .kernels.op import Op
+from .kernels.tile_table import TileTable, by_shape, table_for
 
 OP_NAMES = (
     "attention",
@@ -21,6 +22,8 @@ OP_NAMES = (
     "rotary",
     "swiglu",
     "lora_linear",
+    "packed_attention",
+    "gate_up",
     "quantise_rows",
     "rmsnorm_quantise",
     "swiglu_quantise",
@@ -39,7 +42,13 @@ PREFERRED = {"cpu": ("cpu", "sdpa", "library"), "cuda": ("cuda", "triton", "cubl
 PREFERRED_FOR = {
     ("attention", "cuda"): ("sdpa", "cuda", "triton"),
     ("lm_head", "cuda"): ("cublas", "triton"),
+    ("few_row_linear", "cuda"): ("cublas", "triton"),
+    ("lora_linear", "cuda"): ("cublas", "triton"),
+    ("packed_attention", "cuda"): ("sdpa", "triton"),
+    ("gate_up", "cuda"): ("cublas", "triton"),
 }
+# In batch_invariant mode: backends whose tiles and sums of a row depend on nothing else in the batch.
+INVARIANT_FOR = {(name, "cuda"): ("triton",) for name in ("lora_linear", "packed_attention", "gate_up")}
 ENVIRONMENT_VARIABLE = "LAD_OPS"
 
 log = logging.getLogger(__name__)
@@ -59,6 +68,8 @@ class OpSet:
     rotary: Callable[..., Any]
     swiglu: Callable[..., Any]
     lora_linear: Callable[..., Any]
+    packed_attention: Callable[..., Any]
+    gate_up: Callable[..., Any]
     quantise_rows: Callable[..., Any]
     rmsnorm_quantise: Callable[..., Any]
     swiglu_quantise: Callable[..., Any]
@@ -83,14 +94,17 @@ def load_op(name: str) -> Op:
     return importlib.import_module(f".kernels.{name}", __package__).OP
 
 
-def select_ops(choice: str = "auto", device: str = "cpu", overrides: Mapping[str, str] | None = None) -> OpSet:
+def select_ops(
+    choice: str = "auto", device: str = "cpu", overrides: Mapping[str, str] | None = None, batch_invariant: bool = False
+) -> OpSet:
     """Choose a backend for every op.
 
     Args:
         choice: "auto" (the fastest that runs here), a backend for all ops, or a list such as "cpu,attention=reference". A backend for
             all ops leaves the reference where an op has no such file. "auto" is replaced by the variable LAD_OPS where that is set.
-        device: a torch device name; only its type counts.
+        device: a torch device name; of a GPU the table of measured choices is read too, where there is one for its name.
         overrides: op name to backend, stronger than `choice`.
+        batch_invariant: where "auto" chooses, prefer a backend of fixed tiles (INVARIANT_FOR) to the fastest.
     Raises:
         OpsError: an unknown name, or a backend asked for by name that cannot run here. Only "auto" steps down, and logs so once.
     """
@@ -104,16 +118,21 @@ def select_ops(choice: str = "auto", device: str = "cpu", overrides: Mapping[str
     for name, backend in (overrides or {}).items():
         by_name[_known(name, OP_NAMES, "op")] = _known(backend, ("auto", *BACKENDS), "backend")
     device_type = str(device).partition(":")[0]
+    table = _table_for(device) if "auto" in (base, *by_name.values()) and not batch_invariant else None
     functions, chosen, why, stepped_down = {}, {}, {}, {}
     for name in OP_NAMES:
         op = load_op(name)
         wanted = by_name.get(name, base)
         if wanted == "auto":
-            backend, function, reason = _best(op, device_type, stepped_down)
+            backend, function, reason = _best(op, device_type, stepped_down, batch_invariant)
+            if table is not None and name in table.choices:
+                backend, function, reason = "by shape", _by_shape(op, table, function), f"measured on {table.gpu}, else {backend}"
         elif wanted not in ("reference", *op.backends) and name not in by_name:
             backend, function, reason = "reference", op.reference, f"there is no {wanted}_kernel.py"
         else:
             backend, function, reason = wanted, _by_name(op, wanted, device_type), "asked for"
+            if batch_invariant and wanted in INVARIANT_FOR.get((name, device_type), ()):
+                function = op.invariant(wanted)
         functions[op.function], chosen[name], why[name] = function, backend, reason
     for reason, names in stepped_down.items():
         _warn_once(f"{', '.join(names)} run in plain PyTorch: {reason}")
@@ -125,17 +144,36 @@ def _backends_in_use() -> tuple[str, ...]:
     return ("auto", *(backend for backend in BACKENDS if backend == "reference" or backend in used))
 
 
-def _best(op: Op, device_type: str, stepped_down: dict[str, list[str]]) -> tuple[str, Callable[..., Any], str]:
+def _best(op: Op, device_type: str, stepped_down: dict[str, list[str]], batch_invariant: bool) -> tuple[str, Callable[..., Any], str]:
     reason = "the only one" if not op.backends else f"no other runs on {device_type}"
-    for backend in PREFERRED_FOR.get((op.name, device_type), PREFERRED.get(device_type, ())):
+    fixed = INVARIANT_FOR.get((op.name, device_type)) if batch_invariant else None
+    for backend in fixed or PREFERRED_FOR.get((op.name, device_type), PREFERRED.get(device_type, ())):
         if backend not in op.backends:
             continue
         try:
+            if fixed:
+                return backend, op.invariant(backend), "the same tiles whatever the batch"
             return backend, op.implementation(backend), f"best on {device_type}"
         except ImportError as error:
             reason = _cannot_import(backend, error)
             stepped_down.setdefault(reason, []).append(op.name)
     return "reference", op.reference, reason
+
+
+def _table_for(device: str) -> TileTable | None:
+    try:
+        return table_for(str(device))
+    except ValueError as error:
+        raise OpsError(f"ops: {error}") from error
+
+
+def _by_shape(op: Op, table: TileTable, fallback: Callable[..., Any]) -> Callable[..., Any]:
+    try:
+        return by_shape(op, table, fallback)
+    except (ValueError, ImportError) as error:
+        raise OpsError(
+            f"ops: the table of {table.gpu} cannot be used ({error}) Name a backend, such as --ops {op.name}=reference."
+        ) from error
 
 
 def _by_name(op: Op, backend: str, device_type: str) -> Callable[..., Any]:

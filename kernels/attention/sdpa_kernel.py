@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+PREFERENCE = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -21,7 +26,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None = None, is
     if lengths is not None:
         inside = (torch.arange(S, device=q.device)[None] < lengths[:, None])[:, None, None, :]
         visible = inside if visible is None else inside & visible
-    out = scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible, is_causal=is_square, enable_gqa=True
-    )
+    # Left alone, torch takes FlashAttention 2 on Hopper; the order counts only among the kernels that can run a shape.
+    with sdpa_kernel(PREFERENCE, set_priority=True) if q.is_cuda else contextlib.nullcontext():
+        out = scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible, is_causal=is_square, enable_gqa=True
+        )
     return out.transpose(1, 2)

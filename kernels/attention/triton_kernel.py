@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..ahead_of_time import ARCHITECTURES, Compilation
 from ..device_math import loop_bound
+from .device import fold_block
 
 MAX_HEAD_WIDTH = 128
 # Fewer programs than this leave much of a GPU of about 130 multiprocessors idle; smaller tiles then spread the work.
@@ -67,12 +68,7 @@ def _attend_block(
         if IS_CAUSAL:
             visible = visible & (n + offs_n[None, :] <= last_key[:, None])
         scores = tl.where(visible, scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, axis=1) * scale_log2)
-    p = tl.exp2(scores * scale_log2 - new_top[:, None])
-    shrink = tl.exp2(top - new_top)
-    total = total * shrink + tl.sum(p, axis=1)
-    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-    return acc, total, new_top
+    return fold_block(scores, v, acc, total, top, scale_log2)
 
 
 @triton.jit
@@ -142,7 +138,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None = None, is
     if out.numel():
         rows, groups = T * (H // G), B * G
         # The interpreter pays per operation, not per element: it runs the tiles of 16-bit types.
-        config = launch_config(rows, groups, K, q.element_size() if q.is_cuda else 2, _architecture(q.device))
+        config = launch_config(rows, groups, K, q.element_size() if q.is_cuda else 2, architecture_of(q.device))
         # exp(x) = exp2(x log2(e)): the hardware has only the second.
         scale_log2 = K**-0.5 / math.log(2.0)
         with torch.cuda.device_of(q):
@@ -154,7 +150,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None = None, is
 
 
 @functools.cache
-def _architecture(device: torch.device) -> int:
+def architecture_of(device: torch.device) -> int:
+    """Return the compute capability as a launch configuration takes it (90 for sm_90); the interpreter runs the tiles of sm_90."""
     if device.type != "cuda":
         return 90
     major, minor = torch.cuda.get_device_capability(device)

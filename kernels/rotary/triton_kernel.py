@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ahead_of_time import ARCHITECTURES, Compilation
+from .device import rotated
 
 PAIRS_PER_PROGRAM = 1024
 
@@ -32,13 +33,14 @@ def _rotary_kernel(
     offs_half = tl.arange(0, BLOCK_HALF)
     mask = (row < rows)[:, None] & (offs_half < half)[None, :]
     x_ptrs = x_ptr + (b * stride_x_batch + t * stride_x_position + n * stride_x_head)[:, None] + offs_half[None, :]
-    first = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
-    second = tl.load(x_ptrs + half, mask=mask, other=0.0).to(tl.float32)
+    first = tl.load(x_ptrs, mask=mask, other=0.0)
+    second = tl.load(x_ptrs + half, mask=mask, other=0.0)
     cos = tl.load(cos_ptr + (t * stride_cos_position)[:, None] + offs_half[None, :], mask=mask, other=0.0)
     sin = tl.load(sin_ptr + (t * stride_sin_position)[:, None] + offs_half[None, :], mask=mask, other=0.0)
     out_ptrs = out_ptr + (row.to(tl.int64) * (2 * half))[:, None] + offs_half[None, :]
-    tl.store(out_ptrs, (first * cos - second * sin).to(out_ptr.dtype.element_ty), mask=mask)
-    tl.store(out_ptrs + half, (second * cos + first * sin).to(out_ptr.dtype.element_ty), mask=mask)
+    first, second = rotated(first, second, cos, sin, out_ptr.dtype.element_ty)
+    tl.store(out_ptrs, first, mask=mask)
+    tl.store(out_ptrs + half, second, mask=mask)
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

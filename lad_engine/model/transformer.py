@@ -50,14 +50,21 @@ class DecoderLayer(nn.Module):
         H, G, K, eps = self.facts.query_heads, self.facts.kv_heads, self.facts.head_width, self.facts.norm_eps
         y, h = ops.add_rmsnorm(x, residual, self.input_norm, eps)
         heads = self.qkv(y, ops.lora_linear).view(B, T, H + 2 * G, K)
-        # split, not slices: its backward pass writes the pieces into one buffer.
-        positional, v = heads.split((H + G, G), dim=2)
-        q, k = ops.rotary(positional, *tables).split((H, G), dim=2)
-        if cache is not None:
-            k, v = cache.extend(self.index, k, v)
-        mixed = ops.attention(q, k, v, lengths, is_causal).reshape(B, T, H * K)
-        y, h = ops.add_rmsnorm(self.output(mixed, ops.lora_linear), h, self.post_norm, eps)
-        return self.down(ops.swiglu(self.gate_up(y, ops.lora_linear)), ops.lora_linear), h
+        if cache is None and not is_causal:
+            mixed = ops.packed_attention(heads, *tables, H, G, lengths)
+        else:
+            positional, v = heads.split((H + G, G), dim=2)
+            q, k = ops.rotary(positional, *tables).split((H, G), dim=2)
+            if cache is not None:
+                k, v = cache.extend(self.index, k, v)
+            mixed = ops.attention(q, k, v, lengths, is_causal)
+        y, h = ops.add_rmsnorm(self.output(mixed.reshape(B, T, H * K), ops.lora_linear), h, self.post_norm, eps)
+        # Weights in 8 bits have products of their own, as adapters do that are not merged.
+        if self.gate_up.weight.dtype == y.dtype and self.gate_up.is_plain:
+            z = ops.gate_up(y, self.gate_up.weight)
+        else:
+            z = ops.swiglu(self.gate_up(y, ops.lora_linear))
+        return self.down(z, ops.lora_linear), h
 
 
 class Transformer(nn.Module):

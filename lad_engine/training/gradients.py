@@ -12,7 +12,8 @@ from torch import Tensor
 
 
 def differentiable(ops: Any) -> Any:
-    """Return `ops` with add_rmsnorm, rotary, swiglu and lora_linear that also carry their own backward pass (fp32 only)."""
+    """Return `ops` with add_rmsnorm, rotary, swiglu and lora_linear that carry their own backward pass (fp32 only), and what is made of
+    these: packed_attention and gate_up."""
 
     def add_rmsnorm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
         # A norm that is trained itself needs the gradient of its weight, which autograd has.
@@ -33,7 +34,17 @@ def differentiable(ops: Any) -> Any:
         a, b, scales, starts, stops = zip(*paths, strict=True)
         return _LoraLinear.apply(x, weight, bias, tuple(zip(starts, stops, scales, strict=True)), *a, *b)
 
-    return dataclasses.replace(ops, add_rmsnorm=add_rmsnorm, rotary=rotary, swiglu=swiglu, lora_linear=lora_linear)
+    def packed_attention(qkv: Tensor, cos: Tensor, sin: Tensor, query_heads: int, kv_heads: int, lengths: Tensor | None = None) -> Tensor:
+        # split, not slices: its backward pass writes the pieces into one buffer.
+        positional, v = qkv.split((query_heads + kv_heads, kv_heads), dim=2)
+        q, k = rotary(positional, cos, sin).split((query_heads, kv_heads), dim=2)
+        return ops.attention(q, k, v, lengths)
+
+    def gate_up(x: Tensor, weight: Tensor) -> Tensor:
+        return swiglu(lora_linear(x, weight))
+
+    own = (add_rmsnorm, rotary, swiglu, lora_linear, packed_attention, gate_up)
+    return dataclasses.replace(ops, **{function.__name__: function for function in own})
 
 
 class _Norm(torch.autograd.Function):

@@ -38,6 +38,8 @@ def specialised(compilation: Compilation) -> tuple[ASTSource, dict[str, Any]]:
         is_constant = compilation.kernel.params[index].is_constexpr or value is None or (value == 1 and type(value) is int)
         if is_constant:
             signature[name], constants[(index,)] = "constexpr", value
+        elif isinstance(value, str) and value.startswith("tensordesc"):
+            signature[name] = value
         elif isinstance(value, str):
             signature[name], attributes[(index,)] = value, [["tt.divisibility", 16]]
         elif isinstance(value, bool):
