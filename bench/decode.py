@@ -174,8 +174,8 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.quick:
-        options.models, options.batch, options.steps, options.prompt = ["tiny"], [1, 2], [2, 3], [8]
-        options.answer, options.repeats, options.dtype = 24, 1, "float32"
+        options.models, options.batch, options.steps, options.prompt = ["tiny"], [2], [2, 3], [8]
+        options.answer, options.repeats, options.dtype = 16, 1, "float32"
     drivers = DRIVERS if device == "cuda" or options.quick else ("eager",)
     roofs = measure_roofs(device, (options.dtype,), options.quick)
     rows: list[dict] = []

@@ -12,6 +12,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import gettempdir
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +22,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.random_model import MODELS
 from bench.results import RESULTS, device_slug, make_result, store, write_result
 from bench.roofs import measure_roofs
-from bench.timing import cache_bytes, call_us, copies, release
+from bench.timing import cache_bytes, call_us, copies, events_us, release
+from lad_engine.errors import LadError
+from lad_engine.runtime.cuda_capture import CudaCapture
+from lad_engine.runtime.decode_loop import build_library
 
-EXPECTED_FAILURES = (RuntimeError, ValueError, ImportError, OSError, AttributeError, TypeError, subprocess.SubprocessError)
+EXPECTED_FAILURES = (LadError, RuntimeError, ValueError, ImportError, OSError, AttributeError, TypeError, subprocess.SubprocessError)
 COUNTED = "One library call or one empty step, median over graph replays of many calls on a GPU; inputs rotate past the cache."
 ATTENTION_BATCHES = ((1, 256), (1, 512), (1, 1024), (1, 2048), (8, 512))
 
@@ -121,8 +126,45 @@ class Contact:
             yield {"model": name, "answer_rows": answer_rows, "times": times}
             release()
 
+    def loop_node(self) -> Iterator[dict]:
+        """What one turn of the single-graph loop costs beside a replay by the host, with 1, 20 and 200 kernels in the step."""
+        if torch.device(self.device).type != "cuda":
+            return
+        library = build_library(Path(gettempdir()) / "lad-engine-bench", torch.cuda.get_device_capability())
+        backend, turns = CudaCapture(self.device, library), 100
+        for kernels in (1, 20, 200):
+            x = torch.zeros(1 << 14, device=self.device)
+            flags = {
+                "done": torch.zeros(1, dtype=torch.bool),
+                "step": torch.zeros((), dtype=torch.int64),
+                "bounds": torch.tensor([turns, 0]),
+            }
+            state = SimpleNamespace(**{name: flag.to(self.device) for name, flag in flags.items()})
 
-SECTIONS = ("roofs", "gap", "gemm", "attention", "sampling")
+            def step(x=x, state=state, kernels=kernels) -> None:
+                for _ in range(kernels):
+                    x.add_(1)
+                state.step.add_(1)
+
+            graph = backend.capture(step, state)
+            loop = backend.loop(graph, state)
+            graph.instantiate()
+            times = {
+                "loop": events_us(loop, self.device, before=state.step.zero_, calls=turns),
+                "replay": events_us(
+                    lambda graph=graph: [graph.replay() for _ in range(turns)], self.device, before=state.step.zero_, calls=turns
+                ),
+            }
+            state.step.zero_()
+            loop()
+            taken = int(state.step)
+            state.step.zero_()
+            state.done.fill_(True)
+            loop()
+            yield {"kernels": kernels, "turns": taken, "turns_when_done": int(state.step), "times": times}
+
+
+SECTIONS = ("roofs", "gap", "loop_node", "gemm", "attention", "sampling")
 
 
 def main() -> None:
