@@ -120,6 +120,8 @@ def by_shape(op: Op, table: TileTable, fallback: Callable[..., Any]) -> Callable
         ValueError, ImportError: a choice names a backend or a tile that the op does not have, or one that cannot be imported.
     """
     rows = table.choices[op.name]
+    if op.shape is None:
+        raise ValueError(f"tile_table: {op.name} has {len(rows)} choices, expected none: its record says nothing to choose by.")
     prepared = [op.configured(choice.backend, choice.config) for choice in rows]
 
     @functools.cache

@@ -113,6 +113,11 @@ def test_each_shape_is_computed_as_the_table_says_and_the_rest_as_before():
     assert calls == [{"B": 2, "T": 123}]
 
 
+def test_an_op_with_nothing_to_choose_by_is_refused():
+    with pytest.raises(ValueError, match="swiglu has 1 choices, expected none"):
+        by_shape(load_op("swiglu"), TileTable("Sample GPU", {"swiglu": (choice(1, 1),)}), print)
+
+
 def test_a_gpu_with_a_table_chooses_by_shape_unless_told_otherwise(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.delenv("LAD_OPS", raising=False)
