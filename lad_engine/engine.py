@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,27 @@ from typing import Any
 import torch
 
 from .adapters.agreement import AgreementReport, PairedModel, save_agreement
-from .adapters.attach import attach, merge
 from .adapters.drift import DriftReport, drift_report, save_drift
 from .adapters.low_rank import Adapter
-from .adapters.preflight import preflight
 from .adapters.probe import SENTENCES
 from .adapters.reader import read_adapter
+from .adapters.swap import AdapterSlot
 from .config import AUTOREGRESSIVE_DEFAULTS, EngineConfig, SamplingParams
 from .continuation import continue_prompts
 from .contracts import AdapterFacts, Canvas, GenerationResult, ModelFacts, StepEvent
+from .decoding import Decoding
 from .denoisers.autoregressive import AutoregressiveDecoder
 from .denoisers.lad import LadDenoiser
 from .errors import AdapterError, ConfigError, RequestError
+from .loading import Progress, adapt, checked_adapter, load_transformer, resolve_config
 from .model.causal_model import CausalModel
 from .model.language_model import LanguageModel
 from .model.precision import check_precision, quantise
-from .model.transformer import Transformer
 from .model.weights import Checkpoint, open_checkpoint
 from .ops import OpSet, select_ops
-from .placement import native_dtype, resolve_device
 from .profiles import profile_names, profile_params
-from .runtime.readout import Outcome, read_event, read_outcome
+from .runtime.memory import MemoryPlan
+from .runtime.readout import Outcome, read_event
 from .runtime.runner import steps
 from .text.answer import Answer, cut_answer
 from .text.canvas import fixed_length, lay_out
@@ -41,7 +41,6 @@ from .text.codec import TextCodec, load_tokenizer
 from .text.formats import PromptDefaults
 from .text.prompts import Prompt
 
-Progress = Callable[[str, int, int], None]
 DEFAULT_ADAPTER = "default"
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class Engine:
     """A loaded base with at most one adapter, ready to decode.
 
     Use `Engine.load`. `facts` describes the base, `adapter_facts` the adapter (None without one), `config` what the operator chose,
-    `codec` the tokenizer, `load_ms` what loading took.
+    `codec` the tokenizer, `load_ms` what loading took, `driver` how decodes run ("eager", "replay" or "loop").
     """
 
     def __init__(
@@ -68,8 +67,8 @@ class Engine:
         self.adapter_facts: AdapterFacts | None = adapter.facts if adapter is not None else None
         self.mask_id = self.adapter_facts.mask_id if self.adapter_facts else _mask_id(codec, config)
         self.eos_ids = _eos_ids(self.facts, self.adapter_facts)
-        self._checkpoint, self._adapter = checkpoint, adapter
-        self._denoiser = LadDenoiser(model, ops)
+        self._checkpoint, self._slot = checkpoint, AdapterSlot(model.transformer, adapter, checkpoint.tensors)
+        self._decoding = Decoding(model, ops, config, self.facts)
 
     @classmethod
     def load(
@@ -91,18 +90,18 @@ class Engine:
             CheckpointError, AdapterError, DownloadError, OpsError, ConfigError: one sentence each.
         """
         started = time.perf_counter()
-        config = _resolve(config or EngineConfig(), settings)
-        ops = select_ops(config.ops, device=config.device)
+        config = resolve_config(config or EngineConfig(), settings)
+        ops = select_ops(config.ops, device=config.device, batch_invariant=bool(config.batch_invariant))
         check_precision(config.precision, torch.device(config.device), ops.chosen)
         # A path of the caller's is looked at before anything is downloaded.
         checkpoint = open_checkpoint(model, progress=progress) if model is not None else None
         loaded = read_adapter(_default_adapter() if adapter == DEFAULT_ADAPTER else adapter) if adapter is not None else None
         checkpoint = checkpoint or open_checkpoint(None, progress=progress)
         codec = load_tokenizer(checkpoint.folder)
-        transformer = _load_transformer(checkpoint, ops, config, progress)
+        transformer = load_transformer(checkpoint, ops, config, progress)
         if loaded is not None:
-            loaded = _checked(loaded, transformer, codec, config, adapter == DEFAULT_ADAPTER)
-            _adapt(transformer, loaded, config)
+            loaded = checked_adapter(loaded, transformer, codec, config, adapter == DEFAULT_ADAPTER)
+            adapt(transformer, loaded, config)
         quantise(transformer, config.precision)
         language_model = LanguageModel(transformer, bool(config.batch_invariant))
         return cls(language_model, codec, checkpoint, loaded, config, ops, (time.perf_counter() - started) * 1e3)
@@ -136,6 +135,49 @@ class Engine:
         """Yield a StepEvent for every denoising step of every prompt (`index` names the prompt), then the results in order."""
         return self._run(prompts, params, wants_events=True)
 
+    @property
+    def driver(self) -> str:
+        """How decodes run: "eager", "replay" or "loop"."""
+        return self._decoding.driver
+
+    @torch.inference_mode()
+    def warm_up(
+        self, prompts: str | Prompt | Sequence[str | Prompt], params: SamplingParams | None = None, progress: Progress | None = None
+    ) -> None:
+        """Capture what a batch of these prompts needs, so that the first request of its shape does not wait for it.
+
+        The tokens do not matter, the number of prompts, their lengths and the sampling parameters do; see `denoisers.lad_bucket`.
+        Raises:
+            DeviceMemoryError, CaptureError: one sentence each.
+        """
+        self._decoding.warm_up(*self._batch(prompts, params), self.mask_id, self.eos_ids, progress)
+
+    def memory_plan(self, prompts: str | Prompt | Sequence[str | Prompt], params: SamplingParams | None = None) -> MemoryPlan:
+        """Return what a batch of these prompts takes of the device's memory; nothing is allocated."""
+        return self._decoding.plan(*self._batch(prompts, params), self.mask_id, self.eos_ids)
+
+    @torch.inference_mode()
+    def swap_adapter(self, adapter: str | Path | None) -> None:
+        """Put another adapter (None: the base alone) in the place of the merged one, in the same storage: captured steps go on.
+
+        Going back to an adapter gives its weights bit for bit. See `adapters.swap` for what is kept in host memory. No decode may run.
+        Raises:
+            AdapterError: it does not fit, changes nothing, or cannot be merged into what is there; the engine is as it was.
+        """
+        loaded = read_adapter(_default_adapter() if adapter == DEFAULT_ADAPTER else adapter) if adapter is not None else None
+        self._slot.check(loaded)
+        if loaded is not None:
+            loaded = checked_adapter(loaded, self.model.transformer, self.codec, self.config, adapter == DEFAULT_ADAPTER)
+        mask_id = loaded.facts.mask_id if loaded is not None else _mask_id(self.codec, self.config)
+        self._slot.swap(loaded)
+        self.adapter_facts, self.mask_id = (loaded.facts if loaded is not None else None), mask_id
+        self.eos_ids = _eos_ids(self.facts, self.adapter_facts)
+        shifts = loaded is not None and loaded.facts.predicts_next_token
+        if shifts != self.model.head.predicts_next_token:
+            # Which row predicts a position is baked into a captured step; the mask is part of its bucket.
+            self._decoding.forget()
+            self.model.head.predicts_next_token = shifts
+
     def drift(self) -> DriftReport:
         """Compare the merged weights with the unmerged low-rank path on the probe set, in the engine's dtype, on a freshly read base.
 
@@ -143,13 +185,13 @@ class Engine:
         Raises:
             ConfigError: the engine has no adapter.
         """
-        if self._adapter is None:
+        if self._slot.adapter is None:
             raise ConfigError("drift: this engine has no adapter, expected one. Load it with an adapter.")
-        clean = _load_transformer(self._checkpoint, self.ops, self.config, None)
-        report = drift_report(clean, self.codec, self._adapter)
-        if self._adapter.path is not None:
+        clean = load_transformer(self._checkpoint, self.ops, self.config, None)
+        report = drift_report(clean, self.codec, self._slot.adapter)
+        if self._slot.adapter.path is not None:
             try:
-                save_drift(report, self._adapter.path)
+                save_drift(report, self._slot.adapter.path)
             except AdapterError as error:
                 log.warning("the drift report is not saved: %s", error)
         return report
@@ -168,9 +210,9 @@ class Engine:
         """
         if self.config.precision == "auto":
             raise ConfigError("agreement: this engine's precision is auto, expected another to compare. Load it with one.")
-        exact = _load_transformer(self._checkpoint, self.ops, self.config, None)
-        if self._adapter is not None:
-            _adapt(exact, self._adapter, self.config)
+        exact = load_transformer(self._checkpoint, self.ops, self.config, None)
+        if self._slot.adapter is not None:
+            adapt(exact, self._slot.adapter, self.config)
         pair = PairedModel(LanguageModel(exact, bool(self.config.batch_invariant)), self.model)
         denoiser, params, prompts = LadDenoiser(pair, self.ops), params or self.sampling(), list(prompts or SENTENCES)
         for start in range(0, len(prompts), batch_size):
@@ -183,9 +225,9 @@ class Engine:
         facts, names = self.facts, (self.config.precision, self.config.dtype, self.config.device, params.profile)
         adapter = self.adapter_facts.name if self.adapter_facts else None
         report = AgreementReport(adapter, facts.name, facts.fingerprint, *names, len(prompts), **pair.totals())
-        if self._adapter is not None and self._adapter.path is not None:
+        if self._slot.adapter is not None and self._slot.adapter.path is not None:
             try:
-                save_agreement(report, self._adapter.path)
+                save_agreement(report, self._slot.adapter.path)
             except AdapterError as error:
                 log.warning("the agreement report is not saved: %s", error)
         return report
@@ -214,6 +256,28 @@ class Engine:
     # As a decorator: a with block would leave the caller in inference mode between two items.
     @torch.inference_mode()
     def _run(self, prompts: Any, params: Any, wants_events: bool) -> Iterator[StepEvent | GenerationResult]:
+        canvases, each = self._batch(prompts, params)
+        started = time.perf_counter()
+        first_step_ms = None
+        with self._decoding.run(canvases, each, self.mask_id, self.eos_ids) as decode:
+            for frame in decode.frames(wants_events):
+                elapsed_ms = (time.perf_counter() - started) * 1e3
+                first_step_ms = first_step_ms or elapsed_ms
+                for index, row in frame.rows:
+                    event = read_event(frame.view, row, frame.step, elapsed_ms)
+                    if event is not None:
+                        text, paused = self._answer(event.token_ids, canvases[index], each[index]).text, time.perf_counter()
+                        yield dataclasses.replace(event, index=index, text=text)
+                        # What the caller does with an event (drawing it) is not time we took.
+                        started += time.perf_counter() - paused
+            total_ms = (time.perf_counter() - started) * 1e3
+            outcomes = [decode.outcome(index) for index in range(len(canvases))]
+        timings = {"first_step_ms": first_step_ms or total_ms, "total_ms": total_ms}
+        for outcome, canvas, one in zip(outcomes, canvases, each, strict=True):
+            yield self._result(outcome, canvas, one, timings)
+
+    def _batch(self, prompts: Any, params: Any) -> tuple[list[Canvas], list[SamplingParams]]:
+        """Check a batch and lay it out; returns its canvases and one SamplingParams each."""
         if self.mask_id is None:
             raise ConfigError("mask_token is None, expected a piece to hide answer positions with. Load the engine with one.")
         prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
@@ -224,25 +288,7 @@ class Engine:
                 raise ConfigError(
                     f"suppress_tokens: id {unknown[0]} is given, expected 0 to {self.facts.vocab_size - 1} (the base's vocabulary)."
                 )
-        canvases = [self._lay_out(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
-        started = time.perf_counter()
-        first_step_ms = None
-        state = self._denoiser.begin(canvases, each, mask_id=self.mask_id, eos_ids=self.eos_ids, device=self.config.device)
-        for step in steps(self._denoiser, state):
-            elapsed_ms = (time.perf_counter() - started) * 1e3
-            first_step_ms = first_step_ms or elapsed_ms
-            if wants_events:
-                for index in range(len(canvases)):
-                    event = read_event(state, index, step, elapsed_ms)
-                    if event is not None:
-                        text, paused = self._answer(event.token_ids, canvases[index], each[index]).text, time.perf_counter()
-                        yield dataclasses.replace(event, text=text)
-                        # What the caller does with an event (drawing it) is not time we took.
-                        started += time.perf_counter() - paused
-        total_ms = (time.perf_counter() - started) * 1e3
-        timings = {"first_step_ms": first_step_ms or total_ms, "total_ms": total_ms}
-        for index, one in enumerate(each):
-            yield self._result(read_outcome(state, index), canvases[index], one, timings)
+        return [self._lay_out(prompt, one) for prompt, one in zip(prompts, each, strict=True)], each
 
     def _lay_out(self, prompt: str | Prompt, params: SamplingParams) -> Canvas:
         canvas = lay_out(
@@ -300,30 +346,6 @@ class Engine:
         )
 
 
-def _adapt(transformer: Transformer, adapter: Adapter, config: EngineConfig) -> None:
-    """Put a checked adapter on the decoder, merged or beside its weights."""
-    if config.merge:
-        # Kept originals would double the memory of the adapted weights; `drift` reads the base again instead.
-        merge(transformer, adapter, keep_originals=False)
-    else:
-        attach(transformer, adapter)
-    transformer.head.predicts_next_token = adapter.facts.predicts_next_token
-
-
-def _checked(adapter: Adapter, transformer: Transformer, codec: TextCodec, config: EngineConfig, is_default: bool) -> Adapter:
-    """Return the adapter as preflight completes it; refuse one that does not fit the base or what the operator chose."""
-    if config.mask_token not in (EngineConfig.mask_token, adapter.facts.mask_token):
-        raise ConfigError(
-            f"mask_token is {config.mask_token!r}, but {adapter.facts.name} was trained with {adapter.facts.mask_token!r}. Leave it out."
-        )
-    try:
-        return preflight(transformer, codec, adapter, shapes_only=config.any_base).adapter
-    except AdapterError as error:
-        if not is_default:
-            raise
-        raise AdapterError(f"{error} The default adapter is for the default base only: give --adapter PATH, or --adapter none.") from error
-
-
 def _mask_id(codec: TextCodec, config: EngineConfig) -> int | None:
     return None if config.mask_token is None else codec.piece_id(config.mask_token)
 
@@ -346,29 +368,3 @@ def _eos_ids(facts: ModelFacts, adapter: AdapterFacts | None) -> tuple[int, ...]
     # The adapter's own EOS first: it is the one the bias acts on; the base's others still end an answer.
     own = () if adapter is None or adapter.eos_id is None else (adapter.eos_id,)
     return own + tuple(eos for eos in facts.eos_ids if eos not in own)
-
-
-def _resolve(config: EngineConfig, settings: dict[str, Any]) -> EngineConfig:
-    known = {field.name for field in dataclasses.fields(EngineConfig)}
-    unknown = sorted(set(settings) - known)
-    if unknown:
-        raise ConfigError(f"{unknown[0]} is not an engine setting, expected one of {', '.join(sorted(known))}.")
-    config = dataclasses.replace(config, **settings)
-    device = resolve_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    dtype = config.dtype if config.dtype != "auto" else str(native_dtype(device)).removeprefix("torch.")
-    invariant = device.type == "cpu" if config.batch_invariant is None else config.batch_invariant
-    return dataclasses.replace(config, device=str(device), dtype=dtype, batch_invariant=invariant)
-
-
-def _load_transformer(checkpoint: Checkpoint, ops: OpSet, config: EngineConfig, progress: Progress | None) -> Transformer:
-    names = checkpoint.names()
-
-    def counted() -> Iterator[tuple[str, torch.Tensor]]:
-        for done, pair in enumerate(checkpoint.tensors(), start=1):
-            yield pair
-            if progress is not None:
-                progress("loading weights", done, len(names))
-
-    return Transformer.from_tensors(checkpoint.facts, counted(), ops, getattr(torch, config.dtype), config.device)

@@ -33,9 +33,9 @@ def adapter(base: Path, tmp_path_factory) -> Path:
     return write_adapter(base, tmp_path_factory.mktemp("adapter") / "adapter.safetensors", predicts_next_token=True)
 
 
-def write_adapter(base: Path, path: Path, **changes) -> Path:
+def write_adapter(base: Path, path: Path, seed: int = 7, **changes) -> Path:
     checkpoint = open_checkpoint(base)
-    facts, generator = checkpoint.facts, torch.Generator().manual_seed(7)
+    facts, generator = checkpoint.facts, torch.Generator().manual_seed(seed)
     out = {"q_proj": facts.query_heads * facts.head_width, "v_proj": facts.kv_heads * facts.head_width}
     weights = {
         f"model.layers.{layer}.self_attn.{name}": LowRank(

@@ -1,0 +1,164 @@
+"""How an engine runs its decodes: which driver, on which buckets, within which memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from .config import EngineConfig, SamplingParams
+from .contracts import Canvas, ModelFacts
+from .denoisers.lad import LadDenoiser
+from .denoisers.lad_bucket import LadBucket, LadBuckets
+from .denoisers.lad_state import LadState, new_state
+from .errors import CaptureError, DeviceMemoryError
+from .model.cache import cache_root
+from .model.language_model import LanguageModel
+from .ops import OpSet, select_ops
+from .runtime.cuda_capture import CudaCapture
+from .runtime.decode_loop import LoopLibrary, build_library
+from .runtime.drivers import CapturedDecode
+from .runtime.graphs import Backend, Graphs, Progress, buffer_bytes
+from .runtime.memory import MemoryPlan, plan_memory
+from .runtime.runner import EagerDecode
+from .runtime.simulated_capture import SimulatedCapture
+
+log = logging.getLogger(__name__)
+
+
+class Decoding:
+    """Runs LAD batches of one model by the driver the operator chose.
+
+    driver: "eager", "replay" or "loop". graphs: the captured buckets, None for the eager driver. A batch runs on the stream that is
+    current, so one engine serves one stream.
+    Raises:
+        CaptureError: the loop driver was asked for by name and cannot be built.
+    """
+
+    def __init__(self, model: LanguageModel, ops: OpSet, config: EngineConfig, facts: ModelFacts, progress: Progress | None = None) -> None:
+        self._model, self._ops, self._config, self._facts = model, ops, config, facts
+        self._denoiser = LadDenoiser(model, ops)
+        self._buckets = LadBuckets(facts.max_positions)
+        self.driver, backend = _choose(config)
+        self.graphs: Graphs | None = None
+        if backend is not None:
+            has_loop = self.driver == "loop"
+            self.graphs = Graphs(self._denoiser, self._buckets, backend, self.plan_bucket, has_loop, progress)
+        # A request is laid out on the host and sent in one copy, so what draws its first noise runs there too.
+        self._host_ops = ops if torch.device(config.device).type == "cpu" else select_ops("reference", device="cpu")
+
+    @contextlib.contextmanager
+    def run(
+        self, canvases: Sequence[Canvas], params: Sequence[SamplingParams], mask_id: int, eos_ids: tuple[int, ...]
+    ) -> Iterator[EagerDecode | CapturedDecode]:
+        """Lay a batch out and yield its decode, ready for `frames`.
+
+        Raises:
+            RequestError, ConfigError: see `new_state`.
+            DeviceMemoryError: the batch does not fit the device; the sentence says what to reduce.
+            CaptureError: the step cannot be captured and a captured driver was asked for by name.
+        """
+        host = new_state(canvases, params, mask_id, eos_ids, "cpu", self._host_ops) if self.graphs is not None else None
+        with contextlib.ExitStack() as stack:
+            try:
+                yield stack.enter_context(self._decode(host, canvases, params, mask_id, eos_ids))
+            except torch.OutOfMemoryError as error:
+                plan = self.plan_state(new_state(canvases, params, mask_id, eos_ids, "cpu", self._host_ops))
+                raise DeviceMemoryError(plan.refusal()) from error
+
+    def warm_up(
+        self,
+        canvases: Sequence[Canvas],
+        params: Sequence[SamplingParams],
+        mask_id: int,
+        eos_ids: tuple[int, ...],
+        progress: Progress | None = None,
+    ) -> None:
+        """Capture the bucket of such a batch, and the smaller ones it shrinks to; the eager driver has nothing to prepare.
+
+        Raises:
+            DeviceMemoryError, CaptureError: as `run`.
+        """
+        if self.graphs is None:
+            return
+        before, self.graphs.progress = self.graphs.progress, progress
+        try:
+            self.graphs.release(self.graphs.lease(new_state(canvases, params, mask_id, eos_ids, "cpu", self._host_ops)))
+        finally:
+            self.graphs.progress = before
+
+    def forget(self) -> None:
+        """Drop every captured bucket: something that is baked into them changed."""
+        if self.graphs is not None:
+            self.graphs.clear()
+
+    def plan_state(self, state: LadState) -> MemoryPlan:
+        """Plan the memory of a batch that was laid out on the host."""
+        bucket = self._buckets.bucket_of(state)
+        return self.plan_bucket(bucket, buffer_bytes(self._buckets.blank(bucket, state)))
+
+    def plan(self, canvases: Sequence[Canvas], params: Sequence[SamplingParams], mask_id: int, eos_ids: tuple[int, ...]) -> MemoryPlan:
+        """Plan the memory of a batch before anything of it is allocated."""
+        return self.plan_state(new_state(canvases, params, mask_id, eos_ids, "cpu", self._host_ops))
+
+    def plan_bucket(self, bucket: LadBucket, buffers: int) -> MemoryPlan:
+        """Plan the memory of a bucket whose buffers take so many bytes."""
+        return plan_memory(
+            self._facts,
+            rows=bucket.rows,
+            positions=bucket.positions,
+            answers=bucket.answers,
+            is_guided=bucket.is_guided,
+            item_bytes=getattr(torch, self._config.dtype).itemsize,
+            weights=_weight_bytes(self._model),
+            buffers=buffers,
+        )
+
+    def _decode(
+        self,
+        host: LadState | None,
+        canvases: Sequence[Canvas],
+        params: Sequence[SamplingParams],
+        mask_id: int,
+        eos_ids: tuple[int, ...],
+    ) -> EagerDecode | CapturedDecode:
+        if host is not None and self.graphs is not None:
+            decode = CapturedDecode(self.graphs, host, wants_loop=self.driver == "loop")
+            try:
+                # Captured here, not when it is entered: stepping down is decided before anything runs.
+                self.graphs.release(self.graphs.lease(host))
+                return decode
+            except CaptureError as error:
+                if self._config.driver != "auto":
+                    raise
+                log.warning("decodes run eagerly: %s", error)
+                self.driver, self.graphs = "eager", None
+        state = self._denoiser.begin(canvases, params, mask_id=mask_id, eos_ids=eos_ids, device=self._config.device)
+        return EagerDecode(self._denoiser, state)
+
+
+def _choose(config: EngineConfig) -> tuple[str, Backend | None]:
+    """Return the driver and where it captures; "auto" steps down from the loop to replays and says why."""
+    device = torch.device(config.device)
+    if device.type != "cuda":
+        driver = "eager" if config.driver == "auto" else config.driver
+        return driver, SimulatedCapture() if driver != "eager" else None
+    if config.driver == "eager":
+        return "eager", None
+    library: LoopLibrary | None = None
+    if config.driver in ("auto", "loop"):
+        try:
+            library = build_library(cache_root() / "extensions", torch.cuda.get_device_capability(device), os.environ.get("LAD_CUDA_ARCHS"))
+        except CaptureError as error:
+            if config.driver == "loop":
+                raise
+            log.warning("decodes are replayed step by step: %s", error)
+    return ("loop" if library is not None else "replay"), CudaCapture(device, library)
+
+
+def _weight_bytes(model: LanguageModel) -> int:
+    held = [*model.transformer.parameters(), *model.transformer.buffers()]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
