@@ -37,8 +37,11 @@ def launch_config(element_bytes: int, is_aligned: bool, architecture: int) -> di
     if element_bytes == 4:
         # Without tensor cores the operands of a product live in registers, and larger tiles spill.
         return {"BLOCK_M": 32, "BLOCK_V": 64, "BLOCK_D": 16, "PIECES": 1, "num_warps": 4, "num_stages": 2}
-    if is_aligned and 90 <= architecture < 120:
+    if is_aligned and 90 <= architecture < 100:
         return {"BLOCK_M": 128, "BLOCK_V": 256, "BLOCK_D": 64, "PIECES": 2, "num_warps": 8, "num_stages": 3}
+    if is_aligned and 100 <= architecture < 120:
+        # The accumulator comes back from tensor memory whole, whatever the pieces: the wider tile spills.
+        return {"BLOCK_M": 128, "BLOCK_V": 128, "BLOCK_D": 64, "PIECES": 1, "num_warps": 8, "num_stages": 4}
     return {"BLOCK_M": 128, "BLOCK_V": 128, "BLOCK_D": 32, "PIECES": 1, "num_warps": 8, "num_stages": 3}
 
 
