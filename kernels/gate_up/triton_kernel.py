@@ -23,6 +23,9 @@ from .reference import check_widths
 ALIGNMENT_BYTES = 16
 # Fewer programs than this leave much of a GPU of about 130 multiprocessors idle; smaller tiles then spread the work.
 ENOUGH_PROGRAMS = 96
+# From this width on, large tiles are many programs even for one short canvas; `fixed_config` may look at nothing else.
+WIDE = 4096
+MANY = 1 << 20
 # Programs that follow each other share a block of x or of the weight through the L2 cache: this many blocks of rows at a time.
 GROUP_M = 16
 TILES_WORTH_TIMING = (
@@ -47,9 +50,9 @@ def launch_config(rows: int, D: int, F: int, element_bytes: int, architecture: i
     return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3 if architecture < 90 else 4}
 
 
-def fixed_config(element_bytes: int, architecture: int) -> dict[str, int]:
-    """The one tile of a dtype: a row's sums are made in the same order whatever the batch and the bucket."""
-    return launch_config(1, 1, 1, element_bytes, architecture)
+def fixed_config(F: int, element_bytes: int, architecture: int) -> dict[str, int]:
+    """The one tile of a width and dtype: a row's sums are made in the same order whatever the batch and the bucket."""
+    return launch_config(MANY if F >= WIDE else 1, 1, F, element_bytes, architecture)
 
 
 def candidates(rows: int, D: int, F: int, element_bytes: int, architecture: int) -> list[dict[str, int]]:
@@ -107,7 +110,7 @@ def gate_up(x: Tensor, weight: Tensor) -> Tensor:
 def invariant(x: Tensor, weight: Tensor) -> Tensor:
     """Contract of the reference; a row has the same bits whatever rows are beside it."""
     check_widths(x, weight)
-    return _launch(x, weight, fixed_config(*_target(x)))
+    return _launch(x, weight, fixed_config(weight.shape[0] // 2, *_target(x)))
 
 
 def configured(config: Mapping[str, int]) -> Callable[..., Tensor]:

@@ -104,9 +104,7 @@ def _fold_keys(
     if ROTATES_KEYS:
         cos_ptrs = cos_ptr + (offs_n[:, None] * stride_cos + offs_half[None, :])
         sin_ptrs = sin_ptr + (offs_n[:, None] * stride_sin + offs_half[None, :])
-        if IS_LAST:
-            cos, sin = tl.load(cos_ptrs, mask=mask_half, other=0.0), tl.load(sin_ptrs, mask=mask_half, other=0.0)
-        elif HALF < BLOCK_HALF:
+        if IS_LAST or HALF < BLOCK_HALF:
             cos, sin = tl.load(cos_ptrs, mask=mask_half, other=0.0), tl.load(sin_ptrs, mask=mask_half, other=0.0)
         else:
             cos, sin = tl.load(cos_ptrs), tl.load(sin_ptrs)
