@@ -10,14 +10,16 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
 
 from ..errors import CheckpointError
 from .cache import Progress, build_once, cache_root
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader, ReaderTensor
 
 # part of the cache key: raised when the conversion writes something else than before
 CONVERTER_VERSION = 1
@@ -38,7 +40,7 @@ LAYER_NAMES = {
 }
 ROPE_FACTORS = "rope_freqs.weight"
 # unquantised tensors keep their type, everything else becomes bf16
-STORED_DTYPES = {GGMLQuantizationType.F32: "F32", GGMLQuantizationType.F16: "F16"}
+STORED_DTYPES = ("F32", "F16")
 BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -128,6 +130,11 @@ def deinterleave_heads(weights: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _read(path: Path) -> GGUFReader:
+    # Here, not above: a machine that only reads safetensors (a GPU box without network) need not have it.
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise CheckpointError(f"{path}: the package gguf is missing, expected it to read this file. Run pip install gguf.") from error
     try:
         reader = GGUFReader(path)
     # the reader checks nothing before it indexes into the file, so a damaged one fails in many ways
@@ -138,6 +145,12 @@ def _read(path: Path) -> GGUFReader:
     if not reader.tensors or ends_at > size:
         raise CheckpointError(f"{path}: is {size} bytes, expected at least {ends_at} with tensors. Download it again.")
     return reader
+
+
+def _values(tensor: ReaderTensor) -> np.ndarray:
+    from gguf import dequantize
+
+    return dequantize(tensor.data, tensor.tensor_type)
 
 
 def _field(reader: GGUFReader, path: Path, name: str, default: Any = None) -> Any:
@@ -151,7 +164,7 @@ def _rope(reader: GGUFReader, path: Path, architecture: str) -> dict[str, Any]:
     theta = _field(reader, path, f"{architecture}.rope.freq_base", 10000.0)
     for tensor in reader.tensors:
         if tensor.name == ROPE_FACTORS:
-            return _llama3_rope(dequantize(tensor.data, tensor.tensor_type).reshape(-1), theta, path)
+            return _llama3_rope(_values(tensor).reshape(-1), theta, path)
     kind = _field(reader, path, f"{architecture}.rope.scaling.type", "none")
     if kind == "none":
         return {"rope_type": "default", "rope_theta": theta}
@@ -192,7 +205,7 @@ def _write_tensors(reader: GGUFReader, config: dict[str, Any], path: Path, targe
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in named:
-        dtype = STORED_DTYPES.get(tensor.tensor_type, "BF16")
+        dtype = tensor.tensor_type.name if tensor.tensor_type.name in STORED_DTYPES else "BF16"
         start, end = end, end + int(tensor.n_elements) * BYTES_PER_VALUE[dtype]
         # GGUF lists the fastest axis first
         header[name] = {"dtype": dtype, "shape": [int(size) for size in reversed(tensor.shape)], "data_offsets": [start, end]}
@@ -208,13 +221,13 @@ def _write_tensors(reader: GGUFReader, config: dict[str, Any], path: Path, targe
 
 def _stored_bytes(name: str, tensor: ReaderTensor, config: dict[str, Any]) -> bytes:
     """Return the values of one tensor as they are stored: little-endian, in Hugging Face's row order."""
-    weights = np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type))
+    weights = np.ascontiguousarray(_values(tensor))
     if config["model_type"] in PERMUTED and ".q_proj." in name:
         weights = deinterleave_heads(weights, config["num_attention_heads"])
     if config["model_type"] in PERMUTED and ".k_proj." in name:
         weights = deinterleave_heads(weights, config["num_key_value_heads"])
-    if tensor.tensor_type in STORED_DTYPES:
-        wanted = np.float32 if STORED_DTYPES[tensor.tensor_type] == "F32" else np.float16
+    if tensor.tensor_type.name in STORED_DTYPES:
+        wanted = np.float32 if tensor.tensor_type.name == "F32" else np.float16
         return np.ascontiguousarray(weights, dtype=wanted).tobytes()
     values = torch.from_numpy(np.array(weights, dtype=np.float32, order="C"))
     return values.to(torch.bfloat16).view(torch.int16).numpy().tobytes()
