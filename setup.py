@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent
 def packages() -> list[str]:
     """Every package of both trees, under the names they are installed as."""
     kernels = ["lad_engine.kernels", *(f"lad_engine.kernels.{name}" for name in find_packages(str(ROOT / "kernels")))]
-    return [*find_packages(str(ROOT), include=["lad_engine", "lad_engine.*"]), *kernels]
+    # Sources that are compiled on the user's machine travel with the package.
+    return [*find_packages(str(ROOT), include=["lad_engine", "lad_engine.*"]), *kernels, "lad_engine.csrc"]
 
 
 def cpu_extension() -> list[Extension]:
@@ -56,8 +57,8 @@ class OptionalBuild(build_ext):
 
 setup(
     packages=packages(),
-    package_dir={"lad_engine": "lad_engine", "lad_engine.kernels": "kernels"},
-    package_data={"lad_engine": ["assets/**/*"], "lad_engine.kernels": ["tuned/*.json"]},
+    package_dir={"lad_engine": "lad_engine", "lad_engine.kernels": "kernels", "lad_engine.csrc": "csrc"},
+    package_data={"lad_engine": ["assets/**/*"], "lad_engine.kernels": ["tuned/*.json"], "lad_engine.csrc": ["cuda/*.cu"]},
     ext_modules=cpu_extension(),
     cmdclass={"build_ext": OptionalBuild},
 )

@@ -220,7 +220,7 @@ class Engine:
             each = [params] * len(canvases)
             state = denoiser.begin(canvases, each, mask_id=self.mask_id, eos_ids=self.eos_ids, device=self.config.device)
             for step in steps(denoiser, state):
-                visible = state.tables.at(state.step - 1).visible[:, None]
+                visible = state.tables.visible_at(state.step - 1)[:, None]
                 pair.count(state.is_open & (state.columns < visible) & state.acted[:, None], state.eos_ids, step)
         facts, names = self.facts, (self.config.precision, self.config.dtype, self.config.device, params.profile)
         adapter = self.adapter_facts.name if self.adapter_facts else None

@@ -82,6 +82,9 @@ def run(arguments: argparse.Namespace, stdout: Console, stderr: Console, load: L
         params = continuing or engine.sampling(arguments.profile, **settings)
         if arguments.verbose:
             _explain(engine, stderr)
+            if prompts and not arguments.autoregressive:
+                plan = engine.memory_plan(prompts[: arguments.batch_size], params)
+                stderr.print(plan.sentence(), markup=False, highlight=False, soft_wrap=True)
         if arguments.drift_report:
             stderr.print(engine.drift().sentence(), markup=False, highlight=False, soft_wrap=True)
         if arguments.agreement_report:
@@ -243,6 +246,7 @@ def _explain(engine: Engine, stderr: Console) -> None:
     lines = [
         f"model    {engine.facts.name}  ({_precision(engine)} on {engine.config.device}, loaded in {engine.load_ms / 1e3:.2f} s)",
         f"adapter  {facts.name if facts else 'none'}",
+        f"driver   {engine.driver}",
         engine.ops.table(),
     ]
     stderr.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

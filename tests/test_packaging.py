@@ -90,6 +90,8 @@ def test_the_wheel_holds_both_trees_and_the_assets(unpacked):
             assert (unpacked / path.relative_to(ROOT)).is_file(), f"{path.relative_to(ROOT)} is not in the wheel"
     for path in (ROOT / "kernels").rglob("*.py"):
         assert (unpacked / "lad_engine" / path.relative_to(ROOT)).is_file(), f"{path.relative_to(ROOT)} is not in the wheel"
+    # Compiled where it runs.
+    assert (unpacked / "lad_engine" / "csrc" / "cuda" / "decode_loop.cu").is_file()
 
 
 def test_the_wheel_adds_one_name_to_the_top_level(unpacked):

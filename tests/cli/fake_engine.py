@@ -40,7 +40,7 @@ class FakeOps:
 class FakeEngine:
     """Answers every prompt with "The capital is Paris"; keeps what it was called with."""
 
-    mask_id, eos_ids, load_ms = MASK, (END,), 12.5
+    mask_id, eos_ids, load_ms, driver = MASK, (END,), 12.5, "replay"
 
     def __init__(self, fails: Exception | None = None, after: int = 99) -> None:
         self.codec, self.ops, self.config = FakeCodec(), FakeOps(), EngineConfig()
@@ -50,6 +50,10 @@ class FakeEngine:
         self.batches: list[list[Prompt]] = []
         self.params: SamplingParams | None = None
         self.load_arguments: dict = {}
+
+    def memory_plan(self, prompts, params=None):
+        """Name the batch it is asked about."""
+        return SimpleNamespace(sentence=lambda: f"memory of a batch of {len(prompts)}")
 
     def load(self, model=None, adapter="default", config=None, progress=None):
         """Stand in for Engine.load."""

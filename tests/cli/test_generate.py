@@ -33,6 +33,7 @@ JSON_FIELDS = {
     "profile": str,
     "seed": int,
     "dtype": str,
+    "precision": str,
     "device": str,
     "ops": dict,
 }
@@ -145,13 +146,13 @@ def test_every_sampling_field_and_alias_is_a_flag():
 def test_engine_flags_reach_the_engine():
     engine = FakeEngine()
     flags = "--model m --adapter none --device cpu --dtype bfloat16 --ops attention=reference --threads 2 --no-merge"
-    flags += " --no-batch-invariant --mask-token M"
+    flags += " --no-batch-invariant --mask-token M --driver replay"
     assert run("a", *flags.split(), engine=engine) == 0
     config = engine.load_arguments["config"]
     assert (engine.load_arguments["model"], engine.load_arguments["adapter"]) == ("m", None)
     assert dataclasses.asdict(config) | {"merge": False} == dataclasses.asdict(config)
     assert (config.device, config.dtype, config.ops, config.threads) == ("cpu", "bfloat16", "attention=reference", 2)
-    assert config.batch_invariant is False and config.mask_token == "M"
+    assert config.batch_invariant is False and config.mask_token == "M" and config.driver == "replay"
     run("a", engine=engine)
     assert engine.load_arguments["adapter"] == "default" and engine.load_arguments["config"].batch_invariant is None
 
@@ -161,6 +162,7 @@ def test_verbose_and_the_drift_report_go_to_stderr(capsys):
     out, err = capsys.readouterr()
     assert out == ANSWER + "\n"
     assert "renoise  cpu  best on cpu" in err and "drift: 0.001" in err and "adapter  ours" in err
+    assert "driver   replay" in err and "memory of a batch of 1" in err
     assert run("--drift-report") == 0
     assert capsys.readouterr().out == ""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_engine import PROMPTS, adapter, base, requests, write_adapter  # noqa: F401 - two are fixtures
+from test_engine import PROMPTS, adapter, base, requests  # noqa: F401 - two are fixtures
 
 from lad_engine import Engine, GenerationResult, Prompt, StepEvent
 from lad_engine.contracts import ModelFacts, RopeFacts
 from lad_engine.errors import AdapterError, CaptureError, ConfigError, DeviceMemoryError
 from lad_engine.runtime.memory import plan_memory
+from tiny_adapter import write_adapter
 
 
 @pytest.fixture(scope="module")
