@@ -25,9 +25,8 @@ WIDE = 4096
 def launch_config(in_width: int, out_width: int, element_bytes: int) -> dict[str, int]:
     """Tile of the GEMM and of the update in place; never a function of the number of rows, which must not change a row's bits."""
     if element_bytes == 4 or in_width % 16 or out_width % 16:
-        # Without tensor cores, or without aligned rows, the operands of a product pass through registers, and larger tiles spill;
-        # so do these at the 80 registers the assembler chooses.
-        return {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16, "BLOCK_R": 16, "num_warps": 4, "num_stages": 2, "maxnreg": 128}
+        # Without tensor cores, or without aligned rows, the operands of a product pass through registers, and larger tiles spill.
+        return {"BLOCK_M": 32, "BLOCK_N": 16, "BLOCK_K": 16, "BLOCK_R": 16, "num_warps": 4, "num_stages": 2}
     if out_width >= WIDE:
         return {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "BLOCK_R": 32, "num_warps": 8, "num_stages": 3}
     return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_R": 32, "num_warps": 4, "num_stages": 4}
@@ -228,4 +227,4 @@ def ahead_of_time() -> list[Compilation]:
 
 def _used(kernel: triton.JITFunction, arguments: dict) -> dict:
     """Keep the arguments of this kernel and the options of its launch."""
-    return {name: value for name, value in arguments.items() if name in kernel.arg_names or name.startswith(("num_", "maxnreg"))}
+    return {name: value for name, value in arguments.items() if name in kernel.arg_names or name.startswith("num_")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,14 @@ BASE = -1
 class AdapterRows:
     """One device buffer of slots, `[max_rows]` int64 with -1 for the base, which projections and norms read in every forward.
 
-    Its address never changes, so a captured step follows whatever is put in. What a forward of B sequences reads is the first B
-    entries, or within `only(b)` entry b.
+    Its address never changes, so a captured step follows whatever is put in. A forward of `[B, T, D]` reads the first B entries;
+    within `span` every forward and every norm of flat rows reads those of the span.
     """
 
     def __init__(self, max_rows: int, device: torch.device | str) -> None:
         self.index = torch.full((max_rows,), BASE, dtype=torch.int64, device=device)
         self.is_bypassed = False
-        self._first = 0
+        self._span: tuple[int, int] | None = None
 
     def put(self, slots: Sequence[int]) -> None:
         """Copy the slots of a batch in; rows beyond it use the base."""
@@ -37,18 +37,26 @@ class AdapterRows:
         """Keep the named rows of the batch, in this order; the rest use the base."""
         self.put([self.index.tolist()[row] for row in rows])
 
-    def of(self, sequences: int) -> Tensor:
-        """Return the view `[sequences]` that the next forward reads."""
-        return self.index[self._first : self._first + sequences]
+    def of(self, x: Tensor) -> Tensor:
+        """Return the view `[M]` of the sequences in `x`, each with an equal share of its rows.
+
+        Raises:
+            AdapterError: the sequences of flat rows cannot be told apart outside a span.
+        """
+        if self._span is not None:
+            return self.index[self._span[0] : self._span[1]]
+        if x.ndim != 3:
+            raise AdapterError(f"adapters: rows are {tuple(x.shape)}, expected [B, T, D] while several are resident. Keep the batch axis.")
+        return self.index[: x.shape[0]]
 
     @contextmanager
-    def only(self, row: int) -> Iterator[None]:
-        """Within the block a forward is about row `row` of the batch alone."""
-        self._first = row
+    def span(self, start: int, stop: int) -> Iterator[None]:
+        """Within the block whatever is computed is about the sequences [start, stop) of the batch."""
+        self._span = (start, stop)
         try:
             yield
         finally:
-            self._first = 0
+            self._span = None
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
@@ -73,25 +81,24 @@ class LowRankStack:
     parts: tuple[tuple[int, int], ...]
     rows: AdapterRows
 
-    def of(self, sequences: int) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[tuple[int, int], ...]]:
-        """Return the op's argument for a forward of this many sequences."""
-        return self.a, self.b, self.scales, self.rows.of(sequences), self.parts
+    def of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[tuple[int, int], ...]]:
+        """Return the op's argument for the sequences of `x`."""
+        return self.a, self.b, self.scales, self.rows.of(x), self.parts
+
+
+def spanning(rows: AdapterRows | None, start: int, stop: int) -> AbstractContextManager[None]:
+    """Return `rows.span(start, stop)`, or nothing to enter where no adapters are stacked."""
+    return nullcontext() if rows is None else rows.span(start, stop)
 
 
 def with_row_norms(ops: Any, gains: Mapping[nn.Parameter, Tensor], rows: AdapterRows) -> Any:
-    """Return `ops` whose add_rmsnorm takes each sequence's own weight from `gains` `[A + 1, D]`, the base's last, where a norm has them.
-
-    Raises (when called):
-        AdapterError: `x` is not `[B, T, D]`, so that its sequences cannot be told apart.
-    """
+    """Return `ops` whose add_rmsnorm takes each sequence's own weight from `gains` `[A + 1, D]`, the base's last, where a norm has them."""
     plain = ops.add_rmsnorm
 
     def add_rmsnorm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
         stacked = None if rows.is_bypassed else gains.get(weight)
         if stacked is None:
             return plain(x, residual, weight, eps)
-        if x.ndim != 3:
-            raise AdapterError(f"norm: x is {tuple(x.shape)}, expected [B, T, D] while several adapters are resident. Keep the batch axis.")
-        return plain(x, residual, stacked, eps, rows.of(x.shape[0]))
+        return plain(x, residual, stacked, eps, rows.of(x))
 
     return dataclasses.replace(ops, add_rmsnorm=add_rmsnorm)

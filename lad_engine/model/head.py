@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts import ModelFacts, TokenChoice, TokenRule
+from .adapter_rows import AdapterRows, spanning
 from .projection import Projection
 
 # A sequence is read, and logits exist outside an op, this many rows at a time; with fewer the head weight would be read more often than
@@ -20,7 +21,10 @@ class Head(nn.Module):
     """Turns hidden rows into logits or chosen tokens.
 
     `predicts_next_token` is a fact of the checkpoint or adapter: row j-1 predicts position j (DiffuLLaMA) instead of row j (LAD).
+    `adapter_rows` is the transformer's.
     """
+
+    adapter_rows: AdapterRows | None = None
 
     def __init__(
         self, facts: ModelFacts, ops: Any, tied_weight: nn.Parameter | None, dtype: torch.dtype, device: torch.device | str
@@ -64,10 +68,14 @@ class Head(nn.Module):
             TokenChoice of `[B, R]`, zeros beyond a sequence's count.
         """
         B, R, _ = rows.shape
+        if counts is None and self.adapter_rows is not None and unconditional is not None:
+            # Guided rows are read in chunks, which must not mix sequences of different adapters.
+            counts = (R,) * B
         if counts is None:
             tables = _Tables.of(rule, lambda table: table[:, None].expand(B, R, *table.shape[1:]).flatten(0, 1))
             base = None if unconditional is None else unconditional.flatten(0, 1)
-            token, confidence = self._choose_rows(rows.flatten(0, 1), base, uniforms.flatten(), tables, rule)
+            with spanning(self.adapter_rows, 0, B):
+                token, confidence = self._choose_rows(rows.flatten(0, 1), base, uniforms.flatten(), tables, rule)
             return TokenChoice(token.view(B, R), confidence.view(B, R))
         token = torch.zeros(B, R, dtype=torch.int64, device=rows.device)
         confidence = torch.zeros(B, R, dtype=torch.float32, device=rows.device)
@@ -76,7 +84,8 @@ class Head(nn.Module):
             for part in _chunks(rows_read):
                 tables = _Tables.of(rule, lambda table, b=b, n=part.stop - part.start: table[b].expand(n, *table.shape[1:]))
                 base = unconditional[b, part] if is_guided else None
-                token[b, part], confidence[b, part] = self._choose_rows(rows[b, part], base, uniforms[b, part], tables, rule)
+                with spanning(self.adapter_rows, b, b + 1):
+                    token[b, part], confidence[b, part] = self._choose_rows(rows[b, part], base, uniforms[b, part], tables, rule)
         return TokenChoice(token, confidence)
 
     def _choose_rows(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..contracts import TokenChoice, TokenRule
+from .adapter_rows import spanning
 from .head import Head
 from .transformer import Transformer
 
@@ -51,7 +52,8 @@ class LanguageModel:
         read = self.head.norm.new_zeros(*positions.shape, self.transformer.facts.width)
         for b, length in enumerate(lengths):
             if unread is None or not unread[b]:
-                read[b] = self.hidden(ids[b : b + 1, :length])[0][rows[b].clamp(max=length - 1)]
+                with spanning(self.transformer.adapter_rows, b, b + 1):
+                    read[b] = self.hidden(ids[b : b + 1, :length])[0][rows[b].clamp(max=length - 1)]
         return read
 
     def choose(

@@ -47,9 +47,9 @@ class Projection(nn.Module):
         self.low_rank = nn.ModuleList()
 
     def forward(self, x: Tensor, lora_linear: Callable[..., Tensor]) -> Tensor:
-        """Map `[..., in]` to `[..., out]` with the given op; where there is a stack, the first axis holds the sequences of the batch."""
+        """Map `[..., in]` to `[..., out]` with the given op; a stack needs `[B, T, in]`."""
         if self.stack is not None and not self.stack.rows.is_bypassed:
-            return lora_linear(x, self.weight, self.bias, stack=self.stack.of(x.shape[0]))
+            return lora_linear(x, self.weight, self.bias, stack=self.stack.of(x))
         if not self.low_rank:
             return lora_linear(x, self.weight, self.bias)
         if self.training and any(path.dropout for path in self.low_rank):

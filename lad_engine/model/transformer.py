@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ..contracts import ModelFacts
 from ..errors import AdapterError, CheckpointError
+from .adapter_rows import AdapterRows
 from .head import Head
 from .kv_cache import KVCache
 from .projection import Projection
@@ -71,7 +72,10 @@ class Transformer(nn.Module):
     """The decoder of Llama 2/3.x, SmolLM2, Mistral and Qwen2/2.5 checkpoints with fused q/k/v and gate/up weights.
 
     Construct with `from_tensors`; `projection` and `norm` give the parameters behind a checkpoint's own module names.
+    `adapter_rows` says which resident adapter each sequence uses, where an AdapterStore holds several.
     """
+
+    adapter_rows: AdapterRows | None = None
 
     def __init__(self, facts: ModelFacts, ops: Any, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()
