@@ -35,6 +35,8 @@ class AdapterSlot:
         if any(projection.low_rank for projection in self._transformer.projections()):
             raise AdapterError("swap: this engine keeps its adapter beside the weights, expected it merged. Load it with merge.")
         head = self._transformer.head.projection
+        if head.weight.dtype != self._transformer.embed.dtype:
+            raise AdapterError("swap: this engine's weights are quantised, expected the base's own. Load it with --precision auto.")
         if adapter is not None and head.weight is self._transformer.embed and set(adapter.weights) & set(head.rows):
             raise AdapterError(
                 f"{adapter.facts.name}: it adapts lm_head, which shares the embedding's weight here, expected a head of its own. "

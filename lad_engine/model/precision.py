@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import AdapterError, ConfigError
 from .projection import Projection
 from .transformer import Transformer
 
@@ -55,6 +55,8 @@ class QuantisedProjection(Projection):
 
     def forward(self, x: Tensor | QuantisedRows, lora_linear: Callable[..., Tensor]) -> Tensor:
         """Map `[..., in]`, or rows quantised already, to `[..., out]` in the compute dtype; `lora_linear` has nothing to do here."""
+        if self.stack is not None:
+            raise AdapterError("precision: several adapters lie beside weights in 8 bits, expected one at most. Load with precision auto.")
         if isinstance(x, QuantisedRows):
             return self._ops.quantised_linear(x.values, x.scale, self.weight, self.weight_scale, self.bias, self.dtype)
         if self._has_quantised_rows:
@@ -106,7 +108,7 @@ def quantise(transformer: Transformer, precision: str) -> None:
     ops, projections = transformer.ops, transformer.projections()
     if any(isinstance(projection, QuantisedProjection) for projection in projections):
         raise ConfigError("precision: this decoder is quantised already, expected the base's own weights. Load the base again.")
-    has_low_rank = any(projection.low_rank for projection in projections)
+    has_low_rank = not all(projection.is_plain for projection in projections)
     del projections
     for module in [transformer.head, *transformer.layers]:
         for name, child in list(module.named_children()):
