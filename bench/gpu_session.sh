@@ -94,7 +94,8 @@ for part in "${parts[@]}"; do
         memory) bench memory step --models Llama-3.1-8B --canvas 2048 --batch 8 --only ours ;;
         decode_1b) bench decode_1b decode --models Llama-3.2-1B ;;
         decode_8b) bench decode_8b decode --models Llama-3.1-8B ;;
-        tune) bench tune tune ;;
+        # Beside the other results: a table is looked at before it goes into kernels/tuned/.
+        tune) bench tune tune --tables "$out/tuned" ;;
         sanitizer) sanitizer ;;
         targets) run targets "$python" -m bench.targets "$out" ;;
         *)

@@ -79,7 +79,8 @@ def memory_gb(rows: list[Row]) -> float | None:
     return found.get("beyond_weights_gb") if found else None
 
 
-_ONE_B = {"model": "Llama-3.2-1B", "batch": 1, "steps": 16, "answer_rows": 256}
+_ONE_B = {"model": "Llama-3.2-1B", "batch": 1, "steps": 16, "answer_rows": 256, "canvas": 256}
+_PROMPTED = {**_ONE_B, "canvas": 320}
 TARGETS = (
     Target("denoising step, Llama-3.2-1B, T=256, B=1", 1.10, True, "ms", step_ms("Llama-3.2-1B", 256)),
     Target("denoising step, Llama-3.1-8B, T=512, B=1", 12.0, True, "ms", step_ms("Llama-3.1-8B", 512)),
@@ -90,7 +91,10 @@ TARGETS = (
     Target("step against transformers compiled, 1B", 1.3, False, "x", step_ratio("Llama-3.2-1B", 256, "transformers compiled")),
     Target("step against transformers compiled, 8B", 1.1, False, "x", step_ratio("Llama-3.1-8B", 512, "transformers compiled")),
     Target("head and choice against cuBLAS + topk + softmax + multinomial, R=256, V=128256", 1.6, False, "x", head_ratio),
-    Target("16-step decode of a 256-token answer, 1B, B=1", 12000, False, "tokens/s", decode_figure("positions_per_s", "loop", **_ONE_B)),
+    Target(
+        "16-step decode of a 256-token answer, 1B, B=1, T=256", 12000, False, "tokens/s", decode_figure("positions_per_s", "loop", **_ONE_B)
+    ),
+    Target("the same after a prompt of 64 tokens, T=320", 12000, False, "tokens/s", decode_figure("positions_per_s", "loop", **_PROMPTED)),
     Target("host time of that decode with the loop graph", 100, True, "us", decode_figure("host_us", "loop", **_ONE_B)),
     Target(
         "streaming every step of that decode, slowed by", 2.0, True, "%", decode_figure("streaming_slowdown_percent", "replay", **_ONE_B)
