@@ -112,16 +112,11 @@ def _choose_in_chunks(
 
 
 def ahead_of_time() -> list[Compilation]:
-    """The scan that continues, with few and many candidates, and the draw after it."""
-    out = []
-    for dtype, N, V, counts in (("*bf16", 256, 128256, (1, 4, MAX_CANDIDATES)), ("*fp32", 17, 49157, (1, 8))):
-        columns = launch_config(N, V)["columns"]
-        config = scan_config(columns, least_tiles=1)
-        splits, split_length = config.pop("splits"), config.pop("split_length")
-        common = {**pointers_and_strides(dtype), "stride_logits_row": columns, "start": columns, "stop": min(2 * columns, V), "M": 3}
-        for K in counts:
-            scan = {"split_length": split_length, "CONTINUES": True, "K": K}
-            out.append(listed(scan_kernel, {**common, **scan, **config}))
-            without = {"tops_ptr": None, "totals_ptr": None}
-            out.append(listed(choose_kernel, {**common, **without, "splits": splits, **choose_config(splits, K)}))
-    return out
+    """The scan that continues, with few and many candidates, and the draw after it; the rest is in the list of `choose_token`."""
+    columns = launch_config(256, 128256)["columns"]
+    config = scan_config(columns, least_tiles=1)
+    splits, split_length = config.pop("splits"), config.pop("split_length")
+    common = {**pointers_and_strides("*bf16"), "stride_logits_row": columns, "start": columns, "stop": 2 * columns, "M": 3}
+    scan = {**common, "split_length": split_length, "CONTINUES": True, **config}
+    draw = {**common, "tops_ptr": None, "totals_ptr": None, "splits": splits, **choose_config(splits, 4)}
+    return [*(listed(scan_kernel, {**scan, "K": K}) for K in (1, 4, MAX_CANDIDATES)), listed(choose_kernel, draw)]

@@ -224,7 +224,7 @@ def ahead_of_time() -> list[Compilation]:
         ("*fp32", 17, 49152, 576, 4),
     )
     out = [_compilation(*shape, architecture) for shape in shapes for architecture in ARCHITECTURES]
-    for K in (1, 4, MAX_CANDIDATES):
+    for K in (1, MAX_CANDIDATES):
         arguments = {**pointers_and_strides("*bf16"), "masses_ptr": "*fp32", "pieces": 1002, **choose_config(K)}
         named = {name: arguments[name] for name in (*_choose_kernel.arg_names, "num_warps")}
         out.append(Compilation(_choose_kernel, named))
