@@ -51,15 +51,17 @@ def crossovers(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def plot(rows: Iterable[Row], path: Path) -> Path | None:
-    """Draw time against steps with a level line for the autoregressive decoder; None where matplotlib is not installed."""
+    """Draw time against steps with a level line for the autoregressive decoder; None without matplotlib or rows to draw."""
     try:
         import matplotlib
     except ImportError:
         return None
+    rows = [row for row in rows if row["canvas"] is not None]
+    if not rows:
+        return None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = list(rows)
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     for model, batch, canvas in sorted({(row["model"], row["batch"], row["canvas"]) for row in rows}):
         here = [row for row in rows if (row["model"], row["batch"], row["canvas"]) == (model, batch, canvas)]

@@ -16,13 +16,12 @@ from lad_engine.model.transformer import Transformer
 def transformers_model(ours: Transformer, dtype: torch.dtype, device: str, is_causal: bool = False) -> nn.Module:
     """Return transformers' model of the same facts whose parameters are ours, in the same memory; bidirectional unless `is_causal`."""
     config = transformers_config(ours.facts)
-    # Read by its mask code and by its attention: no mask tensor, so the fast kernels stay open to it.
-    config.is_causal = is_causal
     with torch.device(device):
         theirs = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     slots = ours.slots()
     for name, parameter in theirs.named_parameters():
         parameter.data = slots[name] if name in slots else slots["model.embed_tokens.weight"]
+    # What its attention asks where there is no mask tensor.
     for layer in theirs.model.layers:
         layer.self_attn.is_causal = is_causal
     return theirs.eval()
@@ -61,12 +60,26 @@ def transformers_config(facts: ModelFacts) -> transformers.PretrainedConfig:
     )
 
 
+def bidirectional_logits(theirs: nn.Module, ids: Tensor, answer_rows: int) -> Tensor:
+    """Return logits `[B, answer_rows, V]` of the last positions, through transformers' own layers without any mask tensor.
+
+    The model's forward would make one where it is compiled, in some versions, which keeps the fast attention kernels away.
+    """
+    model = theirs.model
+    x = model.embed_tokens(ids)
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    tables = model.rotary_emb(x, position_ids=positions)
+    for layer in model.layers:
+        x = layer(x, attention_mask=None, position_ids=positions, position_embeddings=tables, use_cache=False)
+    return theirs.lm_head(model.norm(x)[:, -answer_rows:])
+
+
 def forward_of(theirs: nn.Module, ids: Tensor, answer_rows: int) -> Callable[[], Tensor]:
     """Return a call of one bidirectional forward pass with logits of the last `answer_rows` positions only."""
 
     @torch.inference_mode()
     def run() -> Tensor:
-        return theirs(input_ids=ids, use_cache=False, logits_to_keep=answer_rows).logits
+        return bidirectional_logits(theirs, ids, answer_rows)
 
     return run
 
@@ -87,7 +100,7 @@ def compiled_forward(theirs: nn.Module, ids: Tensor, answer_rows: int, temperatu
     """
 
     def step(ids: Tensor) -> Tensor:
-        logits = theirs(input_ids=ids, use_cache=False, logits_to_keep=answer_rows).logits
+        logits = bidirectional_logits(theirs, ids, answer_rows)
         values, candidates = torch.topk(logits, top_k, dim=-1)
         weights = torch.softmax(values.float() / temperature, -1)
         # The exponential race draws from the same distribution as multinomial without its host checks.

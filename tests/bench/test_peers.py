@@ -28,7 +28,20 @@ def test_transformers_gives_our_logits_on_our_weights(family):
     # Bidirectional: an early row hears of the last token.
     changed = ids.clone()
     changed[:, -1] = 9
-    assert not torch.allclose(theirs(input_ids=ids).logits[:, 0], theirs(input_ids=changed).logits[:, 0])
+    assert not torch.allclose(forward_of(theirs, ids, 24)()[:, 0], forward_of(theirs, changed, 24)()[:, 0])
+
+
+@torch.inference_mode()
+def test_transformers_generates_what_we_decode_token_by_token():
+    facts = MODELS["tiny"]
+    ours = random_model(facts, OPS, torch.float32, "cpu")
+    theirs = transformers_model(ours, torch.float32, "cpu", is_causal=True)
+    ids = random_ids(facts, 1, 9)
+    ones = torch.ones_like(ids)
+    longer = theirs.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False, attention_mask=ones)
+    logits = ours.head.logits(ours(longer[:, :-1], is_causal=True)[0])
+    logits[:, list(facts.eos_ids)] = -torch.inf
+    assert logits.argmax(-1)[8:].tolist() == longer[0, 9:].tolist()
 
 
 def test_random_weights_keep_the_scale_of_activations():
