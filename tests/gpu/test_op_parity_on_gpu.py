@@ -12,7 +12,6 @@ from bench.random_model import MODELS
 from lad_engine.ops import OP_NAMES, PREFERRED, load_op
 from parity import assert_parity
 
-HAS_CUDA = torch.cuda.is_available()
 PAIRS = [(name, backend) for name in OP_NAMES for backend in load_op(name).backends if backend in PREFERRED["cuda"]]
 HOST_PAIRS = [(name, backend) for name in OP_NAMES for backend in load_op(name).backends if backend in PREFERRED["cpu"]]
 # A whole batch of SmolLM2, and one canvas of Llama-3.2-1B, whose heads, width and vocabulary take other tiles.
