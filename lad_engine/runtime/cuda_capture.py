@@ -49,8 +49,7 @@ class CudaCapture:
     def upload(self, arena: Arena, staging: Tensor, block: Tensor) -> None:
         """Enqueue the copy of a request into its block."""
         block.copy_(staging, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self.device))
+        event = torch.cuda.current_stream(self.device).record_event()
         self._uploads[arena] = event
 
     def download(self, source: Tensor, target: Tensor, between: Tensor | None = None) -> Callable[[], None]:
@@ -65,18 +64,16 @@ class CudaCapture:
             if earlier is not None:
                 main.wait_event(earlier)
             between.copy_(source)
-        ready = torch.cuda.Event()
-        ready.record(main)
-        copied = torch.cuda.Event()
+        ready = main.record_event()
         with torch.cuda.stream(self._copy_stream):
             self._copy_stream.wait_event(ready)
             target.copy_(source if between is None else between, non_blocking=True)
-            copied.record(self._copy_stream)
+            copied = self._copy_stream.record_event()
         if between is not None:
             self._copied[between.data_ptr()] = copied
         return copied.synchronize
 
-    def capture(self, step: Callable[[], None], state: Any) -> torch.cuda.CUDAGraph:
+    def capture(self, step: Callable[[], None], state: Any) -> CudaGraph:
         """Warm up on a side stream, then capture one call of `step`.
 
         Raises:
@@ -102,17 +99,22 @@ class CudaCapture:
                 f"capture: the step cannot be captured ({_first_line(error)}), expected operations a CUDA graph can hold. "
                 "Use --driver eager, and report the message."
             ) from error
-        return graph
+        return CudaGraph(graph, self.device)
 
-    def loop(self, graph: torch.cuda.CUDAGraph, state: Any) -> Callable[[], None]:
+    def loop(self, graph: CudaGraph, state: Any) -> Callable[[], None]:
         """Return a function that enqueues the whole decode as one graph launch.
 
         Raises:
             CaptureError: the driver refuses the graph.
         """
         assert self._library is not None, "loop: the graph was captured without keeping it"
-        loop = DecodeLoop(self._library, graph.raw_cuda_graph(), state.done, state.step, state.bounds)
-        return lambda: loop.launch(torch.cuda.current_stream(self.device).cuda_stream)
+        loop = DecodeLoop(self._library, graph.graph.raw_cuda_graph(), state.done, state.step, state.bounds)
+
+        def launch() -> None:
+            with torch.cuda.device(self.device):
+                loop.launch(torch.cuda.current_stream().cuda_stream)
+
+        return launch
 
     def synchronize(self) -> None:
         """Wait for everything enqueued so far."""
@@ -122,6 +124,18 @@ class CudaCapture:
         """Return what the device could still give, memory that torch holds and does not use included."""
         free, _ = torch.cuda.mem_get_info(self.device)
         return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+
+
+class CudaGraph:
+    """One captured step; it owns the memory of its activations, also for a loop that was built around it."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, device: torch.device) -> None:
+        self.graph, self._device = graph, device
+
+    def replay(self) -> None:
+        """Enqueue the step on the current stream of its own device, whichever device is current."""
+        with torch.cuda.device(self._device):
+            self.graph.replay()
 
 
 def _first_line(error: Exception) -> str:

@@ -81,7 +81,8 @@ class Captured:
 class Graphs:
     """The captured buckets of one denoiser.
 
-    plan: the memory a bucket takes; None asks nothing. has_loop: every bucket also gets its single-graph loop.
+    plan: the memory a bucket takes; None asks nothing. has_loop: every bucket also gets its single-graph loop. on_move: told the rows
+    `[B']` int64 of a batch that goes on in a smaller bucket.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Graphs:
     ) -> None:
         self.family, self.backend, self.progress = family, backend, progress
         self._denoiser, self._plan, self._has_loop = denoiser, plan, has_loop
+        self.on_move: Callable[[torch.Tensor], None] | None = None
         # A bucket has more than one entry where two decodes of its shape run at once.
         self._free: dict[Hashable, list[Captured]] = {}
         self._all: list[Captured] = []
@@ -129,6 +131,8 @@ class Graphs:
         """Continue the rows in `slots` of one bucket in another; its further rows get copies of a row that is done."""
         rows = torch.tensor(slots, device=source.state.done.device)
         move_rows(source.state, target.state, rows, self.family.row_axis)
+        if self.on_move is not None:
+            self.on_move(rows)
 
     def clear(self) -> None:
         """Forget every captured bucket; those still leased are freed when their decode ends."""

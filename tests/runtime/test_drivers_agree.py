@@ -120,7 +120,8 @@ def test_rows_move_to_a_smaller_bucket_when_half_are_done_and_keep_their_tokens(
     with captured as decoding:
         for _ in decoding.frames():
             pass
-        assert [one.rows for one in decoding._leased] == [8, 4, 2, 1]
+        # A replay takes the steps in flight along, in which two more rows end.
+        assert [one.rows for one in decoding._leased] == ([8, 4, 2, 1] if wants_loop else [8, 2, 1])
     result = decode(CapturedDecode(graphs, state(), wants_loop), wants_events)
     assert result[0] == eager[0]
     assert result[1] == eager[1]
