@@ -111,9 +111,9 @@ class Head(nn.Module):
         return token, confidence
 
     def _has_plain_weight(self, dtype: torch.dtype) -> bool:
-        """Whether logits are rows times one matrix: no adapter's low-rank path, no bias, no quantised weight."""
+        """Whether logits are rows times one matrix: no adapter beside it, no bias, no quantised weight."""
         projection = self.projection
-        return not projection.low_rank and projection.bias is None and projection.weight.dtype == dtype
+        return projection.is_plain and projection.bias is None and projection.weight.dtype == dtype
 
 
 class _Tables(NamedTuple):
