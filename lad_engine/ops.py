@@ -32,6 +32,7 @@ OP_NAMES = (
     "choose_token",
     "lm_head",
     "renoise",
+    "update",
     "structured_noise",
     "random",
 )
@@ -78,6 +79,7 @@ class OpSet:
     choose_token: Callable[..., Any]
     lm_head: Callable[..., Any]
     renoise: Callable[..., Any]
+    update: Callable[..., Any]
     structured_noise: Callable[..., Any]
     uniform: Callable[..., Any]
     chosen: Mapping[str, str]

@@ -11,12 +11,13 @@ from lad_engine.contracts import Canvas, TokenChoice
 from lad_engine.kernels.choose_token.reference import choose_token
 from lad_engine.kernels.random.reference import uniform
 from lad_engine.kernels.renoise.reference import renoise
+from lad_engine.kernels.update.reference import update
 
 PRIME = 1009
 SPREAD = 6.0
 VOCABULARY = 24
 MASK, EOS = 3, 5
-OPS = SimpleNamespace(uniform=uniform, renoise=renoise, choose_token=choose_token)
+OPS = SimpleNamespace(uniform=uniform, renoise=renoise, choose_token=choose_token, update=update)
 
 
 class StubModel:

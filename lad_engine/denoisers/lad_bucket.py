@@ -13,7 +13,7 @@ from .lad_state import WHOLE, LadState
 
 # The axes of every buffer and table: B rows, T canvas positions, R answer positions, S steps, P plan columns, M biases, E ends, N bounds.
 AXES = {
-    **dict.fromkeys(("ids", "is_prompt", "is_answer", "column"), "BT"),
+    **dict.fromkeys(("ids", "is_prompt"), "BT"),
     **dict.fromkeys(("is_open", "answer", "before", "predicted", "confidence", "shown"), "BR"),
     **dict.fromkeys(("was_shown", "retained", "first_set", "last_changed"), "BR"),
     **dict.fromkeys(("answer_start", "answer_length", "seeds", "steps", "early_stop", "evaluations"), "B"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,26 +14,25 @@ from ..config import SamplingParams
 from ..contracts import Canvas, TokenRule
 from ..errors import RequestError
 from ..samplers.purposes import START
-from ..samplers.remask import RowRules, StepNumbers, row_rules
+from ..samplers.row_rules import RowRules, row_rules
 from ..samplers.token_rule import build_token_rule
 from ..schedules.masking import Plan, plan_request
+
+# The columns of StepTables.whole, fields of Plan, in the order in which the op `update` reads them.
+WHOLE = ("visible", "grows", "count", "keep", "clusters", "cluster_size", "transfer", "block_start", "block_end")
 
 
 @dataclass(frozen=True)
 class StepTables:
-    """Every plan of the batch on the device: whole numbers `[S, P, B]` int64 (P columns of StepNumbers) and probability `[S, B]`."""
+    """Every plan of the batch on the device: whole numbers `[S, P, B]` int64 (P columns, WHOLE) and probability `[S, B]`."""
 
     whole: Tensor
     probability: Tensor
 
-    def at(self, step: Tensor) -> StepNumbers:
-        """Read one step's row with a device counter `[]`; a step beyond the last reads the last."""
+    def visible_at(self, step: Tensor) -> Tensor:
+        """Read each row's answer positions on the canvas `[B]` with a device counter `[]`; a step beyond the last reads the last."""
         row = step.clamp(max=self.whole.shape[0] - 1).view(1)
-        numbers = dict(zip(WHOLE, self.whole.index_select(0, row)[0].unbind(0), strict=True))
-        return StepNumbers(probability=self.probability.index_select(0, row)[0], **{**numbers, "grows": numbers["grows"] > 0})
-
-
-WHOLE = tuple(field.name for field in dataclasses.fields(StepNumbers) if field.name != "probability")
+        return self.whole[:, WHOLE.index("visible")].index_select(0, row)[0]
 
 
 @dataclass
@@ -44,7 +42,7 @@ class LadState:
     On the host, fixed: mask_id, guided (rows with cfg_scale), max_steps, visible and lengths (per step, each row's answer positions on
     the canvas and its canvas length). rules, rule, tables: device tables of the batch. taken_steps counts the calls; resting names rows
     a driver has seen done, which then cost nothing (a driver that never reads the flags leaves it: the tokens are the same).
-    Per canvas position `[B, T]`: ids; is_prompt; is_answer; column (answer column of the position, clamped).
+    Per canvas position `[B, T]`: ids; is_prompt.
     Per answer position `[B, R]`: is_open (fixed for the decode); answer, the state (MASK where open and re-noised); before, the state
     ahead of the last step; predicted, the last prediction before re-noising; confidence of the token predicted last; shown, the
     last token other than MASK; was_shown, retained flags; first_set, last_changed steps, -1 where never.
@@ -66,8 +64,6 @@ class LadState:
     tables: StepTables
     ids: Tensor
     is_prompt: Tensor
-    is_answer: Tensor
-    column: Tensor
     is_open: Tensor
     answer: Tensor
     before: Tensor
@@ -152,8 +148,6 @@ def new_state(
         tables=_tables(plans, put),
         ids=torch.where(is_answer, answer.gather(1, column), put(ids)),
         is_prompt=put(offset < 0, torch.bool),
-        is_answer=is_answer,
-        column=column,
         is_open=put(is_open, torch.bool),
         answer=answer,
         before=answer.clone(),

@@ -1,7 +1,4 @@
 """What a random number is for; the values are those of the Philox contract in `kernels/random` (a test compares them)."""
 
 SAMPLE = 0
-RENOISE = 1
-RETAIN = 2
-TRANSFER = 3
 START = 4

@@ -9,7 +9,7 @@ import pytest
 import torch
 from stub_model import OPS
 
-from lad_engine.samplers.commit import cluster_cover, lowest, retain, split_by_eos
+from lad_engine.kernels.update.commit import cluster_cover, lowest, retain, split_by_eos
 
 
 def random_case(seed, rows=6, width=17, levels=5):
