@@ -10,12 +10,12 @@ from ..quantise_rows.reference import quantise_rows
 def cases(device: str, dtype: torch.dtype) -> list[dict]:
     """Return keyword arguments: smallest, odd with a bias, a slice of wider rows, model width, and rows no tile divides."""
     out = []
-    for shape, width, rows, has_bias in (((1,), 1, 1, False), ((2, 7), 123, 35, True), ((70,), 576, 192, True), ((3,), 64, 301, False)):
+    for shape, width, rows, has_bias in (((1,), 1, 1, False), ((2, 7), 123, 35, True), ((17,), 576, 64, True), ((3,), 64, 301, False)):
         weight, weight_scale = quantise_rows(torch.randn(rows, width, device=device) / width**0.5, torch.int8)
         bias = torch.randn(rows, device=device).to(dtype) if has_bias else None
         x = torch.randn(*shape, width, device=device).to(dtype)
         out.append({"x": x, "weight": weight, "weight_scale": weight_scale, "bias": bias})
-    wide = torch.randn(70, 640, device=device).to(dtype)
+    wide = torch.randn(17, 640, device=device).to(dtype)
     return [*out, {**out[2], "x": wide[:, :576]}]
 
 
