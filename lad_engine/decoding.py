@@ -47,6 +47,7 @@ class Decoding:
         if backend is not None:
             has_loop = self.driver == "loop"
             self.graphs = Graphs(self._denoiser, self._buckets, backend, self.plan_bucket, has_loop, progress)
+            self.graphs.on_move = model.rows_moved
         # A request is laid out on the host and sent in one copy, so what draws its first noise runs there too.
         self._host_ops = ops if torch.device(config.device).type == "cpu" else select_ops("reference", device="cpu")
 

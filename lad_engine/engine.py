@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from .adapters.drift import DriftReport, drift_report, save_drift
 from .adapters.low_rank import Adapter
 from .adapters.probe import SENTENCES
 from .adapters.reader import read_adapter
+from .adapters.resident import Chosen, Names, ResidentAdapters, each_name
+from .adapters.store import Replaced, Resident
 from .adapters.swap import AdapterSlot
 from .config import AUTOREGRESSIVE_DEFAULTS, EngineConfig, SamplingParams
 from .continuation import continue_prompts
@@ -25,7 +27,7 @@ from .decoding import Decoding
 from .denoisers.autoregressive import AutoregressiveDecoder
 from .denoisers.lad import LadDenoiser
 from .errors import AdapterError, ConfigError, RequestError
-from .loading import Progress, adapt, checked_adapter, load_transformer, resolve_config
+from .loading import Progress, adapt, checked_adapter, each_params, eos_ids_of, load_transformer, mask_id_of, resolve_config
 from .model.causal_model import CausalModel
 from .model.language_model import LanguageModel
 from .model.precision import check_precision, quantise
@@ -61,12 +63,15 @@ class Engine:
         config: EngineConfig,
         ops: OpSet,
         load_ms: float,
+        residents: ResidentAdapters | None = None,
     ) -> None:
         self.model, self.codec, self.config, self.ops, self.load_ms = model, codec, config, ops, load_ms
         self.facts: ModelFacts = checkpoint.facts
         self.adapter_facts: AdapterFacts | None = adapter.facts if adapter is not None else None
-        self.mask_id = self.adapter_facts.mask_id if self.adapter_facts else _mask_id(codec, config)
-        self.eos_ids = _eos_ids(self.facts, self.adapter_facts)
+        self._residents = residents
+        shared = residents.shared if residents is not None else self.adapter_facts
+        self.mask_id = shared.mask_id if shared else mask_id_of(codec, config)
+        self.eos_ids = eos_ids_of(self.facts, shared)
         self._checkpoint, self._slot = checkpoint, AdapterSlot(model.transformer, adapter, checkpoint.tensors)
         self._decoding = Decoding(model, ops, config, self.facts)
 
@@ -77,6 +82,7 @@ class Engine:
         adapter: str | Path | None = DEFAULT_ADAPTER,
         config: EngineConfig | None = None,
         progress: Progress | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
         **settings: Any,
     ) -> Engine:
         """Load a base and an adapter.
@@ -86,10 +92,15 @@ class Engine:
             adapter: a PEFT folder, our single file, a hub id, "default" (the one shipped for the default base), or None.
             config: the operator's choices; `settings` are EngineConfig fields given directly (device=, dtype=, ...).
             progress: called with (label, done, total) while something long is loaded.
+            adapters: several by name instead of one, unmerged; a request names its own (`generate(..., adapters=)`), or has the base.
         Raises:
             CheckpointError, AdapterError, DownloadError, OpsError, ConfigError: one sentence each.
         """
         started = time.perf_counter()
+        if adapters:
+            if adapter not in (None, DEFAULT_ADAPTER):
+                raise ConfigError(f"adapter is {adapter} beside adapters, expected one or the other. Name it among the adapters.")
+            adapter = None
         config = resolve_config(config or EngineConfig(), settings)
         ops = select_ops(config.ops, device=config.device, batch_invariant=bool(config.batch_invariant))
         check_precision(config.precision, torch.device(config.device), ops.chosen)
@@ -103,8 +114,21 @@ class Engine:
             loaded = checked_adapter(loaded, transformer, codec, config, adapter == DEFAULT_ADAPTER)
             adapt(transformer, loaded, config)
         quantise(transformer, config.precision)
+        residents = ResidentAdapters(transformer, codec, adapters, config.any_base) if adapters else None
         language_model = LanguageModel(transformer, bool(config.batch_invariant))
-        return cls(language_model, codec, checkpoint, loaded, config, ops, (time.perf_counter() - started) * 1e3)
+        return cls(language_model, codec, checkpoint, loaded, config, ops, (time.perf_counter() - started) * 1e3, residents)
+
+    def load_adapter(self, name: str, path: str | Path) -> Resident | Replaced:
+        """Load an adapter under a name, or replace the one of this name; a running batch finishes with what it began with."""
+        return self._resident().load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget a named adapter; AdapterError lists the loaded ones where it is unknown."""
+        self._resident().store.remove(name)
+
+    def list_adapters(self) -> dict[str, AdapterFacts]:
+        """Return the facts of every named adapter; none where the engine was loaded without `adapters`."""
+        return self._residents.facts() if self._residents is not None else {}
 
     def sampling(self, profile: str | None = None, **settings: Any) -> SamplingParams:
         """Return the profile's sampling parameters (the adapter's own profile by default) with `settings` laid over them.
@@ -120,20 +144,27 @@ class Engine:
         return profile_params(profile or own, settings)
 
     def generate(
-        self, prompts: str | Prompt | Sequence[str | Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: str | Prompt | Sequence[str | Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        adapters: Names = None,
     ) -> list[GenerationResult]:
         """Answer every prompt; one result each, in order. `params` is shared, or one per prompt; None is the adapter's profile.
 
+        adapters: a named adapter for all prompts, or one (None: the base) per prompt, of an engine loaded with several.
         Raises:
-            RequestError, ConfigError: a prompt cannot be laid out or a parameter does not fit.
+            RequestError, ConfigError, AdapterError: a prompt cannot be laid out, a parameter does not fit, an adapter is not loaded.
         """
-        return [item for item in self._run(prompts, params, wants_events=False) if isinstance(item, GenerationResult)]
+        return [item for item in self._run(prompts, params, False, adapters) if isinstance(item, GenerationResult)]
 
     def stream(
-        self, prompts: str | Prompt | Sequence[str | Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: str | Prompt | Sequence[str | Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        adapters: Names = None,
     ) -> Iterator[StepEvent | GenerationResult]:
         """Yield a StepEvent for every denoising step of every prompt (`index` names the prompt), then the results in order."""
-        return self._run(prompts, params, wants_events=True)
+        return self._run(prompts, params, True, adapters)
 
     @property
     def driver(self) -> str:
@@ -168,10 +199,10 @@ class Engine:
         self._slot.check(loaded)
         if loaded is not None:
             loaded = checked_adapter(loaded, self.model.transformer, self.codec, self.config, adapter == DEFAULT_ADAPTER)
-        mask_id = loaded.facts.mask_id if loaded is not None else _mask_id(self.codec, self.config)
+        mask_id = loaded.facts.mask_id if loaded is not None else mask_id_of(self.codec, self.config)
         self._slot.swap(loaded)
         self.adapter_facts, self.mask_id = (loaded.facts if loaded is not None else None), mask_id
-        self.eos_ids = _eos_ids(self.facts, self.adapter_facts)
+        self.eos_ids = eos_ids_of(self.facts, self.adapter_facts)
         shifts = loaded is not None and loaded.facts.predicts_next_token
         if shifts != self.model.head.predicts_next_token:
             # Which row predicts a position is baked into a captured step; the mask is part of its bucket.
@@ -216,7 +247,7 @@ class Engine:
         pair = PairedModel(LanguageModel(exact, bool(self.config.batch_invariant)), self.model)
         denoiser, params, prompts = LadDenoiser(pair, self.ops), params or self.sampling(), list(prompts or SENTENCES)
         for start in range(0, len(prompts), batch_size):
-            canvases = [self._lay_out(prompt, params) for prompt in prompts[start : start + batch_size]]
+            canvases = [self._lay_out(prompt, params, self.adapter_facts) for prompt in prompts[start : start + batch_size]]
             each = [params] * len(canvases)
             state = denoiser.begin(canvases, each, mask_id=self.mask_id, eos_ids=self.eos_ids, device=self.config.device)
             for step in steps(denoiser, state):
@@ -248,15 +279,25 @@ class Engine:
                 f"autoregressive: this engine has the adapter {self.adapter_facts.name}, expected the base alone. Load it without."
             )
         prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
-        requests = list(zip(prompts, _each(params or SamplingParams(**AUTOREGRESSIVE_DEFAULTS), prompts), strict=True))
+        requests = list(zip(prompts, each_params(params or SamplingParams(**AUTOREGRESSIVE_DEFAULTS), prompts), strict=True))
         decoder = AutoregressiveDecoder(CausalModel(self.model.transformer, bool(self.config.batch_invariant)), self.ops)
         done = continue_prompts(requests, decoder, self.codec, self.facts, self.eos_ids, self.config.device)
         return [self._result(*parts[:2], one, parts[2]) for parts, (_, one) in zip(done, requests, strict=True)]
 
     # As a decorator: a with block would leave the caller in inference mode between two items.
     @torch.inference_mode()
-    def _run(self, prompts: Any, params: Any, wants_events: bool) -> Iterator[StepEvent | GenerationResult]:
-        canvases, each = self._batch(prompts, params)
+    def _run(self, prompts: Any, params: Any, wants_events: bool, adapters: Names = None) -> Iterator[StepEvent | GenerationResult]:
+        if self._residents is None and adapters is None:
+            yield from self._decode(*self._batch(prompts, params), wants_events, None)
+            return
+        prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
+        with self._resident().chosen(each_name(adapters, len(prompts))) as chosen:
+            yield from self._decode(*self._batch(prompts, params, chosen), wants_events, chosen)
+
+    def _decode(
+        self, canvases: list[Canvas], each: list[SamplingParams], wants_events: bool, chosen: Chosen
+    ) -> Iterator[StepEvent | GenerationResult]:
+        names = [self.adapter_facts and self.adapter_facts.name] * len(canvases) if chosen is None else [one and one.name for one in chosen]
         started = time.perf_counter()
         first_step_ms = None
         with self._decoding.run(canvases, each, self.mask_id, self.eos_ids) as decode:
@@ -273,28 +314,34 @@ class Engine:
             total_ms = (time.perf_counter() - started) * 1e3
             outcomes = [decode.outcome(index) for index in range(len(canvases))]
         timings = {"first_step_ms": first_step_ms or total_ms, "total_ms": total_ms}
-        for outcome, canvas, one in zip(outcomes, canvases, each, strict=True):
-            yield self._result(outcome, canvas, one, timings)
+        for outcome, canvas, one, name in zip(outcomes, canvases, each, names, strict=True):
+            yield self._result(outcome, canvas, one, timings, name)
 
-    def _batch(self, prompts: Any, params: Any) -> tuple[list[Canvas], list[SamplingParams]]:
+    def _resident(self) -> ResidentAdapters:
+        if self._residents is None:
+            raise ConfigError("adapters: this engine was loaded without any by name, expected some. Load it with adapters={name: path}.")
+        return self._residents
+
+    def _batch(self, prompts: Any, params: Any, chosen: Chosen = None) -> tuple[list[Canvas], list[SamplingParams]]:
         """Check a batch and lay it out; returns its canvases and one SamplingParams each."""
         if self.mask_id is None:
             raise ConfigError("mask_token is None, expected a piece to hide answer positions with. Load the engine with one.")
         prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
-        each = _each(params if params is not None else self.sampling(), prompts)
+        each = each_params(params if params is not None else self.sampling(), prompts)
         for one in each:
             unknown = [token for token in one.suppress_tokens if not 0 <= token < self.facts.vocab_size]
             if unknown:
                 raise ConfigError(
                     f"suppress_tokens: id {unknown[0]} is given, expected 0 to {self.facts.vocab_size - 1} (the base's vocabulary)."
                 )
-        return [self._lay_out(prompt, one) for prompt, one in zip(prompts, each, strict=True)], each
+        all_facts = [self.adapter_facts] * len(prompts) if chosen is None else [one and one.facts for one in chosen]
+        return [self._lay_out(*each_one) for each_one in zip(prompts, each, all_facts, strict=True)], each
 
-    def _lay_out(self, prompt: str | Prompt, params: SamplingParams) -> Canvas:
+    def _lay_out(self, prompt: str | Prompt, params: SamplingParams, facts: AdapterFacts | None) -> Canvas:
         canvas = lay_out(
             prompt,
             self.codec,
-            self.adapter_facts or PromptDefaults(),
+            facts or PromptDefaults(),
             max_new_tokens=params.max_new_tokens,
             max_positions=self.facts.max_positions,
             mask_id=self.mask_id,
@@ -322,7 +369,9 @@ class Engine:
             not_before=fixed_length(canvas, self.eos_ids),
         )
 
-    def _result(self, outcome: Outcome, canvas: Canvas, params: SamplingParams, timings: dict[str, float]) -> GenerationResult:
+    def _result(
+        self, outcome: Outcome, canvas: Canvas, params: SamplingParams, timings: dict[str, float], adapter: str | None = None
+    ) -> GenerationResult:
         answer = self._answer(outcome.token_ids, canvas, params)
         return GenerationResult(
             text=answer.text,
@@ -336,7 +385,7 @@ class Engine:
             finish_reason=answer.finish_reason,
             timings=timings,
             model=self.facts.name,
-            adapter=self.adapter_facts.name if self.adapter_facts else None,
+            adapter=adapter,
             profile=params.profile,
             seed=params.seed,
             dtype=self.config.dtype,
@@ -346,25 +395,5 @@ class Engine:
         )
 
 
-def _mask_id(codec: TextCodec, config: EngineConfig) -> int | None:
-    return None if config.mask_token is None else codec.piece_id(config.mask_token)
-
-
-def _each(params: SamplingParams | Sequence[SamplingParams], prompts: Sequence[Any]) -> list[SamplingParams]:
-    """Return one SamplingParams per prompt; what is shared is repeated."""
-    if not prompts:
-        raise RequestError("prompts: the list is empty, expected at least one prompt.")
-    each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-    if len(each) != len(prompts):
-        raise ConfigError(f"params: {len(each)} given for {len(prompts)} prompts, expected one or as many as prompts.")
-    return each
-
-
 def _default_adapter() -> Path:
     return Path(str(resources.files("lad_engine") / "assets" / "default" / "adapter.safetensors"))
-
-
-def _eos_ids(facts: ModelFacts, adapter: AdapterFacts | None) -> tuple[int, ...]:
-    # The adapter's own EOS first: it is the one the bias acts on; the base's others still end an answer.
-    own = () if adapter is None or adapter.eos_id is None else (adapter.eos_id,)
-    return own + tuple(eos for eos in facts.eos_ids if eos not in own)

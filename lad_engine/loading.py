@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ import torch
 from .adapters.attach import attach, merge
 from .adapters.low_rank import Adapter
 from .adapters.preflight import preflight
-from .config import EngineConfig
-from .errors import AdapterError, ConfigError
+from .config import EngineConfig, SamplingParams
+from .contracts import AdapterFacts, ModelFacts
+from .errors import AdapterError, ConfigError, RequestError
 from .model.transformer import Transformer
 from .model.weights import Checkpoint
 from .ops import OpSet
@@ -72,3 +73,25 @@ def adapt(transformer: Transformer, adapter: Adapter, config: EngineConfig) -> N
     else:
         attach(transformer, adapter)
     transformer.head.predicts_next_token = adapter.facts.predicts_next_token
+
+
+def mask_id_of(codec: TextCodec, config: EngineConfig) -> int | None:
+    """Return the id of the mask token the operator named, None where there is none."""
+    return None if config.mask_token is None else codec.piece_id(config.mask_token)
+
+
+def each_params(params: SamplingParams | Sequence[SamplingParams], prompts: Sequence[Any]) -> list[SamplingParams]:
+    """Return one SamplingParams per prompt; what is shared is repeated."""
+    if not prompts:
+        raise RequestError("prompts: the list is empty, expected at least one prompt.")
+    each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+    if len(each) != len(prompts):
+        raise ConfigError(f"params: {len(each)} given for {len(prompts)} prompts, expected one or as many as prompts.")
+    return each
+
+
+def eos_ids_of(facts: ModelFacts, adapter: AdapterFacts | None) -> tuple[int, ...]:
+    """Return the EOS ids of an adapter on a base."""
+    # The adapter's own EOS first: it is the one the bias acts on; the base's others still end an answer.
+    own = () if adapter is None or adapter.eos_id is None else (adapter.eos_id,)
+    return own + tuple(eos for eos in facts.eos_ids if eos not in own)

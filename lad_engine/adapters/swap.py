@@ -32,7 +32,7 @@ class AdapterSlot:
         Raises:
             AdapterError: the decoder carries an unmerged adapter, or the new one adapts a head that shares the embedding's weight.
         """
-        if any(projection.low_rank for projection in self._transformer.projections()):
+        if not all(projection.is_plain for projection in self._transformer.projections()):
             raise AdapterError("swap: this engine keeps its adapter beside the weights, expected it merged. Load it with merge.")
         head = self._transformer.head.projection
         if head.weight.dtype != self._transformer.embed.dtype:

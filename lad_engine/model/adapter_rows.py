@@ -33,9 +33,11 @@ class AdapterRows:
         padded = [*slots, *([BASE] * (len(self.index) - len(slots)))]
         self.index.copy_(torch.tensor(padded, dtype=torch.int64))
 
-    def move(self, rows: Sequence[int]) -> None:
-        """Keep the named rows of the batch, in this order; the rest use the base."""
-        self.put([self.index.tolist()[row] for row in rows])
+    def move(self, rows: Tensor) -> None:
+        """Keep the rows `[N]` int64 of the batch, in this order; the rest use the base. Nothing is read on the host."""
+        kept = self.index.index_select(0, rows)
+        self.index.fill_(BASE)
+        self.index[: rows.shape[0]] = kept
 
     def of(self, x: Tensor) -> Tensor:
         """Return the view `[M]` of the sequences in `x`, each with an equal share of its rows.

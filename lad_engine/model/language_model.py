@@ -25,6 +25,11 @@ class LanguageModel:
     def head(self) -> Head:
         return self.transformer.head
 
+    def rows_moved(self, rows: Tensor) -> None:
+        """Say that row n of the batch from now on is what row rows[n] was (`[N]` int64 on the device)."""
+        if self.transformer.adapter_rows is not None:
+            self.transformer.adapter_rows.move(rows)
+
     def hidden(self, ids: Tensor, lengths: Tensor | None = None, recomputes: bool = False) -> Tensor:
         """Forward ids `[B, T]` bidirectionally to `[B, T, D]`; keys at or beyond `lengths` `[B]` are ignored."""
         return self.transformer(ids, lengths, recomputes=recomputes)
