@@ -101,6 +101,8 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_touched(base
     assert engine.adapter_facts == facts
     with pytest.raises(AdapterError, match="beside the weights"):
         Engine.load(base, adapter=adapter, merge=False).swap_adapter(None)
+    with pytest.raises(AdapterError, match="quantised"):
+        Engine.load(base, adapter=adapter, precision="int8").swap_adapter(None)
 
 
 def test_memory_is_planned_before_it_is_taken_and_a_batch_that_does_not_fit_names_what_to_reduce(base, adapter, monkeypatch):  # noqa: F811
