@@ -30,7 +30,8 @@ class AdapterSlot:
         """Refuse what cannot be merged into storage that is there; nothing is touched.
 
         Raises:
-            AdapterError: the weights are quantised, the decoder carries an unmerged adapter, or the new one adapts a head that shares the embedding's weight.
+            AdapterError: the weights are quantised, the decoder carries an unmerged adapter, or the new one adapts a head that shares
+                the embedding's weight.
         """
         if not all(projection.is_plain for projection in self._transformer.projections()):
             raise AdapterError("swap: this engine keeps its adapter beside the weights, expected it merged. Load it with merge.")
