@@ -39,3 +39,27 @@ class CaptureError(LadError):
 
 class DeviceMemoryError(LadError):
     """A decode does not fit the device's memory; the message says what to reduce."""
+
+
+class OverloadError(LadError):
+    """The backend's queue is full; `retry_after_s` says when it is worth asking again."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(LadError):
+    """A request's deadline passed before it was answered."""
+
+
+class RequestCancelledError(LadError):
+    """A request was cancelled by whoever submitted it."""
+
+
+class StepError(LadError):
+    """A denoising step failed for this request (an exception, or numbers that are not finite); others went on."""
+
+
+class ClosedError(LadError):
+    """The backend is draining or closed and takes no more requests."""

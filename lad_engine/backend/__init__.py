@@ -1,0 +1,12 @@
+"""The backend others embed: requests in, events out, without HTTP (`AsyncEngine`, and `SyncEngine` for threads)."""
+
+from .async_engine import AsyncEngine, Handle
+from .events import Committed, Event, Finished, Started, Stepped
+from .limits import Limits
+from .stats import AdapterStatus, Stats
+from .sync_engine import SyncEngine, SyncHandle
+
+__all__ = [
+    *("AsyncEngine", "Handle", "SyncEngine", "SyncHandle", "Limits", "Stats", "AdapterStatus"),
+    *("Event", "Started", "Stepped", "Committed", "Finished"),
+]
