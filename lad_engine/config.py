@@ -19,6 +19,8 @@ ALIASES = {
     "noise_level": "noise_start",
 }
 REMASKINGS = ("none", "random", "clusters", "bernoulli", "confidence", "weighted", "transfer")
+# DiffuLLaMA's two samplers, Dream's four rules, and LLaDA's budget per block.
+REVEALS = ("random", "confidence", "origin", "maskgit_plus", "topk_margin", "entropy", "transfer")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DRIVERS = ("auto", "eager", "replay", "loop")
 PRECISIONS = ("auto", "fp8", "int8", "int8_weights")
@@ -31,6 +33,7 @@ CHOICES = {
     "selection": ("confidence", "random"),
     "confidence": ("kept", "full"),
     "eos_treatment": ("none", "low_confidence", "forbid"),
+    "reveal": REVEALS,
 }
 LEAST = {"max_new_tokens": 1, "steps": 1, "block_length": 1, "tokens_per_step": 1, "top_k": 0, "seed": 0}
 RANGES = {
@@ -42,7 +45,12 @@ RANGES = {
     "cluster_size": (0.0, 1.0),
     "eos_bias": (-1e4, 1e4),
     "cfg_scale": (0.0, 100.0),
+    "threshold": (0.0, 1.0),
+    "factor": (0.0, 1000.0),
+    "reveal_temperature": (0.0, 100.0),
+    "time_floor": (0.0, 0.5),
 }
+MAY_BE_NONE = ("block_length", "tokens_per_step", "threshold", "factor")
 RENOISING = tuple(name for name in REMASKINGS if name not in ("none", "transfer"))
 # What the autoregressive baseline reads, and what it does where nothing is asked for: greedy, over the whole vocabulary.
 READ_AUTOREGRESSIVELY = (
@@ -50,9 +58,19 @@ READ_AUTOREGRESSIVELY = (
     *("confidence", "eos_bias", "suppress_tokens", "stop", "seed"),
 )
 AUTOREGRESSIVE_DEFAULTS = {"temperature": 0.0, "top_k": 0, "profile": "autoregressive"}
+
+
+def _transfers(p: Mapping[str, Any]) -> bool:
+    return "transfer" in (p["remasking"], p["reveal"])
+
+
+def _is_sure(p: Mapping[str, Any]) -> bool:
+    return p["reveal"] == "maskgit_plus" or (p["reveal"] == "transfer" and p["selection"] == "confidence")
+
+
 # Settings that only some rules read: whether anything reads them under the others, and what would.
 READ_WITH: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
-    "block_length": (lambda p: p["remasking"] == "transfer", "remasking transfer (tokens_per_step makes a growing window)"),
+    "block_length": (_transfers, "remasking transfer (tokens_per_step makes a growing window), or reveal transfer"),
     "noise_schedule": (lambda p: p["remasking"] in RENOISING, "a remasking that puts noise back"),
     "noise_sharpness": (
         lambda p: p["remasking"] in RENOISING and p["noise_schedule"] == "exponential",
@@ -61,14 +79,26 @@ READ_WITH: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
     "noise_clip": (lambda p: p["remasking"] == "weighted", "remasking weighted"),
     "cluster_size": (lambda p: p["remasking"] == "clusters", "remasking clusters"),
     "permanent_unmask": (lambda p: p["remasking"] in RENOISING, "a remasking that puts noise back"),
-    "selection": (lambda p: p["retention"] != "none" or p["remasking"] == "transfer", "retention or remasking transfer"),
+    "selection": (lambda p: p["retention"] != "none" or _transfers(p), "retention or remasking transfer, or reveal transfer"),
     "eos_split": (
         lambda p: p["retention"] != "none" or p["remasking"] in ("random", "confidence", "weighted"),
         "retention or remasking random, confidence or weighted",
     ),
     "eos_treatment": (
-        lambda p: p["eos_treatment"] == "forbid" or p["retention"] != "none" or p["remasking"] in ("bernoulli", "confidence", "transfer"),
-        "retention or remasking bernoulli, confidence or transfer (forbid with any)",
+        lambda p: (
+            p["eos_treatment"] == "forbid" or p["retention"] != "none" or _transfers(p) or p["remasking"] in ("bernoulli", "confidence")
+        ),
+        "retention or remasking bernoulli, confidence or transfer, or reveal transfer (forbid with any)",
+    ),
+    "threshold": (lambda p: _is_sure(p) and p["factor"] is None, "reveal transfer by confidence or maskgit_plus, without factor"),
+    "factor": (_is_sure, "reveal transfer by confidence or maskgit_plus"),
+    "reveal_temperature": (
+        lambda p: p["reveal"] in ("maskgit_plus", "topk_margin", "entropy") and p["threshold"] is None and p["factor"] is None,
+        "reveal maskgit_plus, topk_margin or entropy, without threshold and factor",
+    ),
+    "time_floor": (
+        lambda p: p["reveal"] in ("origin", "maskgit_plus", "topk_margin", "entropy"),
+        "reveal origin, maskgit_plus, topk_margin or entropy",
     ),
 }
 
@@ -96,6 +126,11 @@ class SamplingParams:
         transferred by confidence or at random. eos_split: share the budget between text and EOS positions in proportion.
         eos_treatment: EOS predictions count as the least sure ("low_confidence") or are never made ("forbid").
         cfg_scale: w in l = l_u + (w + 1)(l_c - l_u); 0 is off.
+    Revealing (masked diffusion: a revealed position is final):
+        reveal: "random" DiffuLLaMA's, every position at a step drawn up front; "confidence" DiffuLLaMA's, the least sure of all open
+        positions stay hidden; "origin", "maskgit_plus", "topk_margin", "entropy" Dream's; "transfer" LLaDA's equal share per step, in
+        blocks of block_length. threshold: also reveal what is at least this sure; factor: also the n surest while the k-th of them is
+        at least 1 - factor / (k + 1) sure. reveal_temperature: Gumbel noise on Dream's order. time_floor: the time Dream ends at.
     A setting that nothing reads under the others is refused (READ_WITH).
     """
 
@@ -122,6 +157,11 @@ class SamplingParams:
     eos_split: bool = False
     eos_treatment: str = "none"
     cfg_scale: float = 0.0
+    reveal: str = "random"
+    threshold: float | None = None
+    factor: float | None = None
+    reveal_temperature: float = 0.0
+    time_floor: float = 1e-3
     early_stop: bool = True
     stop: tuple[str, ...] = ()
     seed: int = 0
@@ -197,12 +237,13 @@ def check_setting(name: str, value: Any) -> None:
     if name in CHOICES:
         _one_of(name, value, CHOICES[name])
     elif name in LEAST:
-        if value is not None or name not in ("block_length", "tokens_per_step"):
+        if value is not None or name not in MAY_BE_NONE:
             _at_least(name, value, LEAST[name])
         if name == "seed" and value >= 2**63:
             raise ConfigError(f"seed is {value}, expected an integer below 2**63.")
     elif name in RANGES:
-        _between(name, value, *RANGES[name])
+        if value is not None or name not in MAY_BE_NONE:
+            _between(name, value, *RANGES[name])
     elif name == "suppress_tokens":
         for token in value:
             _at_least("suppress_tokens: an id", token, 0)
@@ -237,7 +278,7 @@ def _check_sampling(p: SamplingParams) -> None:
         )
     for name, readers in unread_settings(values).items():
         raise ConfigError(
-            f"{name} is {values[name]!r}, expected it only with {readers}: nothing reads it with remasking={p.remasking}"
+            f"{name} is {values[name]!r}, expected it only with {readers}: nothing reads it with remasking={p.remasking}, reveal={p.reveal}"
             f"{', noise_schedule=' + p.noise_schedule if name == 'noise_sharpness' else ''}. Leave it out or change the rule."
         )
 

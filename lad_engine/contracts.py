@@ -27,7 +27,11 @@ class RopeFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a base checkpoint is. Sizes: D width, F mlp_width, H query_heads, G kv_heads, K head_width, V vocab_size."""
+    """What a base checkpoint is. Sizes: D width, F mlp_width, H query_heads, G kv_heads, K head_width, V vocab_size.
+
+    family: the backbone (model_type). decoding: the family of `families.DECODINGS` it was trained for. mask_id: the id of a hidden
+    position where config.json names one. predicts_next_token: row j-1 predicts position j. extra: what one decoding family alone needs.
+    """
 
     family: str
     width: int
@@ -46,6 +50,10 @@ class ModelFacts:
     eos_ids: tuple[int, ...]
     name: str = ""
     fingerprint: str = ""
+    decoding: str = "lad"
+    mask_id: int | None = None
+    predicts_next_token: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class AdapterFacts:
     """What an adapter is and needs; written in the metadata of our single-file form and filled with defaults for PEFT folders.
 
     `predicts_next_token` is the one-position shift (row j-1 predicts position j); `prompt_format` is "chat", "space" or "raw";
-    `system_prompt` None means the model's own template default; `patterns` maps module names to (rank, alpha).
+    `system_prompt` None means the model's own template default; `decoding` is the family of `families.DECODINGS` it was trained for.
     """
 
     name: str
@@ -71,6 +79,7 @@ class AdapterFacts:
     base_fingerprint: str = ""
     uses_rslora: bool = False
     eos_id: int | None = None
+    decoding: str = "lad"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -6,14 +6,14 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
 from .config import EngineConfig, SamplingParams
 from .contracts import Canvas, ModelFacts
 from .denoisers.lad import LadDenoiser
-from .denoisers.lad_bucket import LadBucket, LadBuckets
-from .denoisers.lad_state import LadState, new_state
+from .denoisers.lad_bucket import LadBuckets
 from .errors import CaptureError, DeviceMemoryError
 from .model.cache import cache_root
 from .model.language_model import LanguageModel
@@ -26,11 +26,16 @@ from .runtime.memory import MemoryPlan, plan_memory
 from .runtime.runner import EagerDecode
 from .runtime.simulated_capture import SimulatedCapture
 
+# A decoding family: its denoiser, built with (model, ops), and its buckets, built with the longest canvas (`runtime.graphs.Family`).
+DENOISERS: dict[str, tuple[Any, Any]] = {
+    "lad": (LadDenoiser, LadBuckets),
+}
+
 log = logging.getLogger(__name__)
 
 
 class Decoding:
-    """Runs LAD batches of one model by the driver the operator chose.
+    """Runs batches of one model, whose decoding family is one of DENOISERS, by the driver the operator chose.
 
     driver: "eager", "replay" or "loop". graphs: the captured buckets, None for the eager driver. A batch runs on the stream that is
     current, so one engine serves one stream.
@@ -38,10 +43,19 @@ class Decoding:
         CaptureError: the loop driver was asked for by name and cannot be built.
     """
 
-    def __init__(self, model: LanguageModel, ops: OpSet, config: EngineConfig, facts: ModelFacts, progress: Progress | None = None) -> None:
-        self._model, self._ops, self._config, self._facts = model, ops, config, facts
-        self._denoiser = LadDenoiser(model, ops)
-        self._buckets = LadBuckets(facts.max_positions)
+    def __init__(
+        self,
+        model: LanguageModel,
+        ops: OpSet,
+        config: EngineConfig,
+        facts: ModelFacts,
+        family: str = "lad",
+        progress: Progress | None = None,
+    ) -> None:
+        self._model, self._config, self._facts = model, config, facts
+        denoiser, buckets = DENOISERS[family]
+        self._denoiser = denoiser(model, ops)
+        self._buckets = buckets(facts.max_positions)
         self.driver, backend = _choose(config)
         self.graphs: Graphs | None = None
         if backend is not None:
@@ -49,7 +63,8 @@ class Decoding:
             self.graphs = Graphs(self._denoiser, self._buckets, backend, self.plan_bucket, has_loop, progress)
             self.graphs.on_move = model.rows_moved
         # A request is laid out on the host and sent in one copy, so what draws its first noise runs there too.
-        self._host_ops = ops if torch.device(config.device).type == "cpu" else select_ops("reference", device="cpu")
+        on_cpu = torch.device(config.device).type == "cpu"
+        self._host = self._denoiser if on_cpu else denoiser(model, select_ops("reference", device="cpu"))
 
     @contextlib.contextmanager
     def run(
@@ -58,16 +73,16 @@ class Decoding:
         """Lay a batch out and yield its decode, ready for `frames`.
 
         Raises:
-            RequestError, ConfigError: see `new_state`.
+            RequestError, ConfigError: see the denoiser's `begin`.
             DeviceMemoryError: the batch does not fit the device; the sentence says what to reduce.
             CaptureError: the step cannot be captured and a captured driver was asked for by name.
         """
-        host = new_state(canvases, params, mask_id, eos_ids, "cpu", self._host_ops) if self.graphs is not None else None
+        host = self._lay_out(canvases, params, mask_id, eos_ids) if self.graphs is not None else None
         with contextlib.ExitStack() as stack:
             try:
                 yield stack.enter_context(self._decode(host, canvases, params, mask_id, eos_ids))
             except torch.OutOfMemoryError as error:
-                plan = self.plan_state(new_state(canvases, params, mask_id, eos_ids, "cpu", self._host_ops))
+                plan = self.plan(canvases, params, mask_id, eos_ids)
                 raise DeviceMemoryError(plan.refusal()) from error
 
     def warm_up(
@@ -87,7 +102,7 @@ class Decoding:
             return
         before, self.graphs.progress = self.graphs.progress, progress
         try:
-            self.graphs.release(self.graphs.lease(new_state(canvases, params, mask_id, eos_ids, "cpu", self._host_ops)))
+            self.graphs.release(self.graphs.lease(self._lay_out(canvases, params, mask_id, eos_ids)))
         finally:
             self.graphs.progress = before
 
@@ -96,16 +111,16 @@ class Decoding:
         if self.graphs is not None:
             self.graphs.clear()
 
-    def plan_state(self, state: LadState) -> MemoryPlan:
+    def plan_state(self, state: Any) -> MemoryPlan:
         """Plan the memory of a batch that was laid out on the host."""
         bucket = self._buckets.bucket_of(state)
         return self.plan_bucket(bucket, buffer_bytes(self._buckets.blank(bucket, state)))
 
     def plan(self, canvases: Sequence[Canvas], params: Sequence[SamplingParams], mask_id: int, eos_ids: tuple[int, ...]) -> MemoryPlan:
         """Plan the memory of a batch before anything of it is allocated."""
-        return self.plan_state(new_state(canvases, params, mask_id, eos_ids, "cpu", self._host_ops))
+        return self.plan_state(self._lay_out(canvases, params, mask_id, eos_ids))
 
-    def plan_bucket(self, bucket: LadBucket, buffers: int) -> MemoryPlan:
+    def plan_bucket(self, bucket: Any, buffers: int) -> MemoryPlan:
         """Plan the memory of a bucket whose buffers take so many bytes."""
         return plan_memory(
             self._facts,
@@ -118,9 +133,12 @@ class Decoding:
             buffers=buffers,
         )
 
+    def _lay_out(self, canvases: Sequence[Canvas], params: Sequence[SamplingParams], mask_id: int, eos_ids: tuple[int, ...]) -> Any:
+        return self._host.begin(canvases, params, mask_id=mask_id, eos_ids=eos_ids, device="cpu")
+
     def _decode(
         self,
-        host: LadState | None,
+        host: Any,
         canvases: Sequence[Canvas],
         params: Sequence[SamplingParams],
         mask_id: int,

@@ -20,13 +20,14 @@ from .adapters.reader import read_adapter
 from .adapters.resident import Chosen, Names, ResidentAdapters, each_name
 from .adapters.store import Replaced, Resident
 from .adapters.swap import AdapterSlot
-from .config import AUTOREGRESSIVE_DEFAULTS, EngineConfig, SamplingParams
+from .config import AUTOREGRESSIVE_DEFAULTS, EngineConfig, SamplingParams, canonical_names
 from .continuation import continue_prompts
 from .contracts import AdapterFacts, Canvas, GenerationResult, ModelFacts, StepEvent
 from .decoding import Decoding
 from .denoisers.autoregressive import AutoregressiveDecoder
 from .denoisers.lad import LadDenoiser
-from .errors import AdapterError, ConfigError, RequestError
+from .errors import AdapterError, ConfigError
+from .families import check_settings, default_profile
 from .loading import Progress, adapt, checked_adapter, each_params, eos_ids_of, load_transformer, mask_id_of, resolve_config
 from .model.causal_model import CausalModel
 from .model.language_model import LanguageModel
@@ -34,13 +35,13 @@ from .model.precision import check_precision, quantise
 from .model.weights import Checkpoint, open_checkpoint
 from .ops import OpSet, select_ops
 from .profiles import profile_names, profile_params
+from .requests import check_batch, lay_out_request
 from .runtime.memory import MemoryPlan
 from .runtime.readout import Outcome, read_event
 from .runtime.runner import steps
 from .text.answer import Answer, cut_answer
-from .text.canvas import fixed_length, lay_out
+from .text.canvas import fixed_length
 from .text.codec import TextCodec, load_tokenizer
-from .text.formats import PromptDefaults
 from .text.prompts import Prompt
 
 DEFAULT_ADAPTER = "default"
@@ -51,7 +52,8 @@ class Engine:
     """A loaded base with at most one adapter, ready to decode.
 
     Use `Engine.load`. `facts` describes the base, `adapter_facts` the adapter (None without one), `config` what the operator chose,
-    `codec` the tokenizer, `load_ms` what loading took, `driver` how decodes run ("eager", "replay" or "loop").
+    `codec` the tokenizer, `load_ms` what loading took, `driver` how decodes run ("eager", "replay" or "loop"), `family` how the
+    adapter (without one the base) is decoded: one of `families.DECODINGS`.
     """
 
     def __init__(
@@ -70,10 +72,11 @@ class Engine:
         self.adapter_facts: AdapterFacts | None = adapter.facts if adapter is not None else None
         self._residents = residents
         shared = residents.shared if residents is not None else self.adapter_facts
-        self.mask_id = shared.mask_id if shared else mask_id_of(codec, config)
+        self.mask_id = shared.mask_id if shared else mask_id_of(codec, config, self.facts)
         self.eos_ids = eos_ids_of(self.facts, shared)
         self._checkpoint, self._slot = checkpoint, AdapterSlot(model.transformer, adapter, checkpoint.tensors)
-        self._decoding = Decoding(model, ops, config, self.facts)
+        self.family = shared.decoding if shared is not None else self.facts.decoding
+        self._decoding = Decoding(model, ops, config, self.facts, self.family)
 
     @classmethod
     def load(
@@ -106,6 +109,9 @@ class Engine:
         check_precision(config.precision, torch.device(config.device), ops.chosen)
         # A path of the caller's is looked at before anything is downloaded.
         checkpoint = open_checkpoint(model, progress=progress) if model is not None else None
+        if checkpoint is not None and checkpoint.facts.decoding != "lad" and adapter == DEFAULT_ADAPTER:
+            # It decodes by itself; the default adapter makes a causal base do so.
+            adapter = None
         loaded = read_adapter(_default_adapter() if adapter == DEFAULT_ADAPTER else adapter) if adapter is not None else None
         checkpoint = checkpoint or open_checkpoint(None, progress=progress)
         codec = load_tokenizer(checkpoint.folder)
@@ -136,10 +142,12 @@ class Engine:
         Raises:
             ConfigError: an unknown profile or name, or settings that do not hold together.
         """
-        own = self.adapter_facts.profile if self.adapter_facts else "paper"
+        check_settings(self.family, canonical_names(settings))
+        own = self.adapter_facts.profile if self.adapter_facts else default_profile(self.facts)
         if profile is None and own not in profile_names():
             raise ConfigError(
-                f"{self.adapter_facts.name}: its profile is {own!r}, expected one of {', '.join(profile_names())}. Give one (--profile)."
+                f"{(self.adapter_facts or self.facts).name}: its profile is {own!r}, expected one of {', '.join(profile_names())}. "
+                "Give one (--profile)."
             )
         return profile_params(profile or own, settings)
 
@@ -199,11 +207,14 @@ class Engine:
         self._slot.check(loaded)
         if loaded is not None:
             loaded = checked_adapter(loaded, self.model.transformer, self.codec, self.config, adapter == DEFAULT_ADAPTER)
-        mask_id = loaded.facts.mask_id if loaded is not None else mask_id_of(self.codec, self.config)
+        mask_id = loaded.facts.mask_id if loaded is not None else mask_id_of(self.codec, self.config, self.facts)
+        family = loaded.facts.decoding if loaded is not None else self.facts.decoding
+        if family != self.family:
+            raise AdapterError(f"adapter: it decodes as {family}, expected {self.family} as this engine does. Load an engine with it.")
         self._slot.swap(loaded)
         self.adapter_facts, self.mask_id = (loaded.facts if loaded is not None else None), mask_id
         self.eos_ids = eos_ids_of(self.facts, self.adapter_facts)
-        shifts = loaded is not None and loaded.facts.predicts_next_token
+        shifts = (loaded.facts if loaded is not None else self.facts).predicts_next_token
         if shifts != self.model.head.predicts_next_token:
             # Which row predicts a position is baked into a captured step; the mask is part of its bucket.
             self._decoding.forget()
@@ -328,36 +339,10 @@ class Engine:
             raise ConfigError("mask_token is None, expected a piece to hide answer positions with. Load the engine with one.")
         prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
         each = each_params(params if params is not None else self.sampling(), prompts)
-        for one in each:
-            unknown = [token for token in one.suppress_tokens if not 0 <= token < self.facts.vocab_size]
-            if unknown:
-                raise ConfigError(
-                    f"suppress_tokens: id {unknown[0]} is given, expected 0 to {self.facts.vocab_size - 1} (the base's vocabulary)."
-                )
-        all_facts = [self.adapter_facts] * len(prompts) if chosen is None else [one and one.facts for one in chosen]
-        return [self._lay_out(*each_one) for each_one in zip(prompts, each, all_facts, strict=True)], each
-
-    def _lay_out(self, prompt: str | Prompt, params: SamplingParams, facts: AdapterFacts | None) -> Canvas:
-        canvas = lay_out(
-            prompt,
-            self.codec,
-            facts or PromptDefaults(),
-            max_new_tokens=params.max_new_tokens,
-            max_positions=self.facts.max_positions,
-            mask_id=self.mask_id,
-        )
-        largest = int(canvas.ids.max())
-        if largest >= self.facts.vocab_size:
-            raise RequestError(
-                f"prompt: token id {largest} is beyond the base's vocabulary, expected less than {self.facts.vocab_size}. "
-                "The tokenizer's files do not belong to these weights."
-            )
-        if params.noise_start == 1 and (canvas.is_open & (canvas.ids != self.mask_id)).any():
-            raise RequestError(
-                "draft: noise_start is 1, which hides all of it before the first step, expected less. "
-                "Give noise_start (--noise-start 0.3), or leave the draft out."
-            )
-        return canvas
+        check_batch(each, self.facts, self.family)
+        adapters = [self.adapter_facts] * len(prompts) if chosen is None else [one and one.facts for one in chosen]
+        rest = (self.codec, self.facts, self.family, self.mask_id)
+        return [lay_out_request(*each_one, *rest) for each_one in zip(prompts, each, adapters, strict=True)], each
 
     def _answer(self, token_ids: Sequence[int], canvas: Canvas, params: SamplingParams) -> Answer:
         return cut_answer(

@@ -14,6 +14,7 @@ from .adapters.preflight import preflight
 from .config import EngineConfig, SamplingParams
 from .contracts import AdapterFacts, ModelFacts
 from .errors import AdapterError, ConfigError, RequestError
+from .model.backbones import backbone_of
 from .model.transformer import Transformer
 from .model.weights import Checkpoint
 from .ops import OpSet
@@ -48,7 +49,10 @@ def load_transformer(checkpoint: Checkpoint, ops: OpSet, config: EngineConfig, p
             if progress is not None:
                 progress("loading weights", done, len(names))
 
-    return Transformer.from_tensors(checkpoint.facts, counted(), ops, getattr(torch, config.dtype), config.device)
+    build = backbone_of(checkpoint.facts)
+    transformer = build.from_tensors(checkpoint.facts, counted(), ops, getattr(torch, config.dtype), config.device)
+    transformer.head.predicts_next_token = checkpoint.facts.predicts_next_token
+    return transformer
 
 
 def checked_adapter(adapter: Adapter, transformer: Transformer, codec: TextCodec, config: EngineConfig, is_default: bool) -> Adapter:
@@ -75,8 +79,12 @@ def adapt(transformer: Transformer, adapter: Adapter, config: EngineConfig) -> N
     transformer.head.predicts_next_token = adapter.facts.predicts_next_token
 
 
-def mask_id_of(codec: TextCodec, config: EngineConfig) -> int | None:
-    """Return the id of the mask token the operator named, None where there is none."""
+def mask_id_of(codec: TextCodec, config: EngineConfig, facts: ModelFacts) -> int | None:
+    """Return the id of a hidden position: the checkpoint's own, else its tokenizer's, else the token the operator named."""
+    if facts.decoding != "lad" and config.mask_token == EngineConfig.mask_token:
+        own = facts.mask_id if facts.mask_id is not None else codec.mask_id
+        if own is not None:
+            return own
     return None if config.mask_token is None else codec.piece_id(config.mask_token)
 
 

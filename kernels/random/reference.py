@@ -11,17 +11,23 @@ RENOISE = 1
 RETAIN = 2
 TRANSFER = 3
 START = 4
+SIMPLEX_NOISE = 8
+REVEAL = 5
+ORDER = 6
 CORRUPT_LEVEL = 16
 CORRUPT_MASK = 17
 CORRUPT_SWAP = 18
 CORRUPT_DUPLICATE = 19
 CORRUPT_SPAN = 20
 DATA_ORDER = 32
+ANNEAL = 33
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 WORD = 0xFFFFFFFF
+# How far a normal number may lie from the one rounded from fp64: a few units in the last place of the largest.
+NORMAL_TOLERANCE = 2e-6
 
 
 def philox4x32(counter: tuple[Tensor | int, ...], key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -62,6 +68,28 @@ def uniform(seeds: Tensor, positions: Tensor, step: Tensor, purpose: int) -> Ten
     check(seeds, positions, step)
     word = philox4x32((positions[None], step, purpose, 0), seeds[:, None])[0]
     return ((word >> 9).float() + 0.5) * 2.0**-23
+
+
+def normal(seeds: Tensor, positions: Tensor, step: Tensor, purpose: int, count: int) -> Tensor:
+    """Draw `count` standard normal numbers per row, number v of a row from (seed, position, step, purpose, v) alone.
+
+    One call of philox4x32((position, step, purpose, g), seed) makes the numbers 4g to 4g + 3 by Box and Muller's method: with the
+    uniforms u_i of its words w_i as in `uniform`,  z_0, z_1 = sqrt(-2 ln u_0) (cos, sin)(2 pi u_1),  z_2, z_3 the same of u_2, u_3.
+
+    The words are the same bits everywhere; here the rest is taken in fp64 and rounded once. Backends compute it in fp32 and may differ
+    by NORMAL_TOLERANCE. The largest magnitude is sqrt(48 ln 2) = 5.77.
+    Args:
+        seeds, positions: `[N]` int64. step: `[]` int64 tensor. purpose: one of the constants above.
+    Returns:
+        `[N, count]` fp32.
+    """
+    groups = torch.arange(-(-count // 4), device=seeds.device)
+    words = philox4x32((positions[:, None], step, purpose, groups[None]), seeds[:, None])
+    u0, u1, u2, u3 = (((word >> 9).double() + 0.5) * 2.0**-23 for word in words)
+    first, second = (torch.sqrt(-2.0 * u.log()) for u in (u0, u2))
+    turns = (2.0 * torch.pi * u1, 2.0 * torch.pi * u3)
+    four = (first * turns[0].cos(), first * turns[0].sin(), second * turns[1].cos(), second * turns[1].sin())
+    return torch.stack(four, 2).flatten(1)[:, :count].float()
 
 
 def check(seeds: Tensor, positions: Tensor, step: Tensor) -> None:

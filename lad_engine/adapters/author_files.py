@@ -25,6 +25,7 @@ OWN_FACTS = (
     "profile",
     "base_fingerprint",
     "eos_id",
+    "decoding",
     "extra",
 )
 NORMS_NAME = "normalization_state.pt"

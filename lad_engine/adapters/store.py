@@ -21,7 +21,7 @@ from .probe import Encoder
 # Ranks are padded to this, so that every row of a stack is aligned for the widest loads.
 RANK_STEP = 16
 # What a batch has one of, so that adapters in one batch must agree on it.
-SHARED_FACTS = ("mask_id", "predicts_next_token", "eos_id")
+SHARED_FACTS = ("mask_id", "predicts_next_token", "eos_id", "decoding")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import Any
 
 from ..contracts import ModelFacts, RopeFacts
 from ..errors import CheckpointError
+from .layouts import plain_config
 
 # model_type in config.json -> whether q, k and v always carry biases; SmolLM2 calls itself llama
-FAMILIES = {"llama": False, "mistral": False, "qwen2": True}
+FAMILIES = {"llama": False, "mistral": False, "qwen2": True, "gpt2": True, "llada": False, "Dream": True}
 ROPE_KINDS = ("default", "linear", "llama3")
 ACTIVATIONS = ("silu", "swish")
 
@@ -56,6 +57,7 @@ def facts_from_config(config: Mapping[str, Any], generation: Mapping[str, Any], 
         raise CheckpointError(
             f"{where}: model_type is {family!r}, expected one of {', '.join(FAMILIES)}. Choose a model of these families."
         )
+    config = plain_config(config, where)
     _refuse_unsupported(config, where)
     width = _size(config, "hidden_size", where)
     query_heads = _size(config, "num_attention_heads", where)
@@ -85,7 +87,14 @@ def facts_from_config(config: Mapping[str, Any], generation: Mapping[str, Any], 
         bos_id=next(iter(_token_ids(config, "bos_token_id", where)), None),
         eos_ids=tuple(dict.fromkeys([*_token_ids(config, "eos_token_id", where), *_token_ids(generation, "eos_token_id", where)])),
         name=name,
+        mask_id=next(iter(_token_ids(config, "mask_token_id", where)), None),
     )
+
+
+def names_mask_token(folder: Path) -> bool:
+    """Return whether the tokenizer of a checkpoint folder names a mask token."""
+    files = ("tokenizer_config.json", "special_tokens_map.json")
+    return any(read_json(folder / name, optional=True).get("mask_token") is not None for name in files)
 
 
 def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:

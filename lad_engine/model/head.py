@@ -45,8 +45,11 @@ class Head(nn.Module):
 
     def logits(self, rows: Tensor) -> Tensor:
         """Map hidden rows `[N, D]` to fp32 logits `[N, V]`, final norm included."""
-        normed, _ = self.ops.add_rmsnorm(rows, None, self.norm, self.facts.norm_eps)
-        return self.projection(normed, self.ops.lora_linear).float()
+        return self.projection(self.normed(rows), self.ops.lora_linear).float()
+
+    def normed(self, rows: Tensor) -> Tensor:
+        """Apply the final norm to rows `[N, D]`."""
+        return self.ops.add_rmsnorm(rows, None, self.norm, self.facts.norm_eps)[0]
 
     def choose(
         self,
@@ -94,9 +97,8 @@ class Head(nn.Module):
         """Return (token, confidence) `[N]` of `rows` `[N, D]`: by one op, or over logits where guidance or an adapter needs them."""
         static = {"max_top_k": rule.max_top_k, "samples_all": rule.samples_all}
         if unconditional is None and self._has_plain_weight(rows.dtype):
-            normed, _ = self.ops.add_rmsnorm(rows, None, self.norm, self.facts.norm_eps)
             columns = (*tables.columns, rule.bias_ids, tables.bias_values)
-            return self.ops.lm_head(normed, self.projection.weight, uniforms, *columns, **static)
+            return self.ops.lm_head(self.normed(rows), self.projection.weight, uniforms, *columns, **static)
         token = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
         confidence = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
         for part in _chunks(len(rows)):

@@ -30,9 +30,12 @@ class LanguageModel:
         if self.transformer.adapter_rows is not None:
             self.transformer.adapter_rows.move(rows)
 
-    def hidden(self, ids: Tensor, lengths: Tensor | None = None, recomputes: bool = False) -> Tensor:
-        """Forward ids `[B, T]` bidirectionally to `[B, T, D]`; keys at or beyond `lengths` `[B]` are ignored."""
-        return self.transformer(ids, lengths, recomputes=recomputes)
+    def hidden(self, ids: Tensor, lengths: Tensor | None = None, recomputes: bool = False, mask: Tensor | None = None) -> Tensor:
+        """Forward ids `[B, T]` bidirectionally to `[B, T, D]`; keys at or beyond `lengths` `[B]` are ignored.
+
+        mask: `[T, T]` bool, which key each query may see instead (training with an annealed mask).
+        """
+        return self.transformer(ids, lengths, recomputes=recomputes, mask=mask)
 
     def read_rows(
         self, ids: Tensor, positions: Tensor, lengths: tuple[int, ...] | Tensor, unread: tuple[bool, ...] | None = None

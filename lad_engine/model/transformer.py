@@ -45,20 +45,21 @@ class DecoderLayer(nn.Module):
         cache: KVCache | None,
         is_causal: bool,
         ops: Any,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return (mlp output, residual stream), both `[B, T, D]`; their sum is the layer's output."""
+        """Return (mlp output, residual stream), both `[B, T, D]`; their sum is the layer's output. `mask` as in `masked_attention`."""
         B, T, _ = x.shape
         H, G, K, eps = self.facts.query_heads, self.facts.kv_heads, self.facts.head_width, self.facts.norm_eps
         y, h = ops.add_rmsnorm(x, residual, self.input_norm, eps)
         heads = self.qkv(y, ops.lora_linear).view(B, T, H + 2 * G, K)
-        if cache is None and not is_causal:
+        if cache is None and not is_causal and mask is None:
             mixed = ops.packed_attention(heads, *tables, H, G, lengths)
         else:
             positional, v = heads.split((H + G, G), dim=2)
             q, k = ops.rotary(positional, *tables).split((H, G), dim=2)
             if cache is not None:
                 k, v = cache.extend(self.index, k, v)
-            mixed = ops.attention(q, k, v, lengths, is_causal)
+            mixed = ops.attention(q, k, v, lengths, is_causal) if mask is None else masked_attention(q, k, v, mask)
         y, h = ops.add_rmsnorm(self.output(mixed.reshape(B, T, H * K), ops.lora_linear), h, self.post_norm, eps)
         # Weights in 8 bits have products of their own, as adapters do that are not merged.
         if self.gate_up.weight.dtype == y.dtype and self.gate_up.is_plain:
@@ -101,35 +102,23 @@ class Transformer(nn.Module):
         Raises:
             CheckpointError: a tensor is unknown, wrongly shaped, or missing; the message names it.
         """
-        model = cls(facts, ops, dtype, device)
-        slots = model.slots()
-        missing = set(slots)
-        with torch.no_grad():
-            for name, tensor in tensors:
-                if name not in slots:
-                    if name.endswith("rotary_emb.inv_freq") or (facts.has_tied_head and name == "lm_head.weight"):
-                        continue
-                    raise CheckpointError(
-                        f"checkpoint: tensor {name} is unknown to the {facts.family} decoder, expected only its own weights."
-                    )
-                slot = slots[name]
-                if slot.shape != tensor.shape:
-                    raise CheckpointError(
-                        f"checkpoint: tensor {name} is {tuple(tensor.shape)}, expected {tuple(slot.shape)} from config.json."
-                    )
-                slot.copy_(tensor)
-                missing.discard(name)
-        if missing:
-            raise CheckpointError(f"checkpoint: {len(missing)} tensors are missing, the first is {min(missing)}.")
-        return model.eval()
+        return fill_from(cls(facts, ops, dtype, device), tensors)
 
     def forward(
-        self, ids: Tensor, lengths: Tensor | None = None, *, cache: KVCache | None = None, is_causal: bool = False, recomputes: bool = False
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        is_causal: bool = False,
+        recomputes: bool = False,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Map ids `[B, T]` int64 to hidden states `[B, T, D]` before the final norm.
 
         lengths: `[B]` on the device where sequences end before T; cache implies causal decoding at the cache's position.
         recomputes: keep only each layer's input for the backward pass (gradient checkpointing).
+        mask: `[T, T]` bool, which key each query may see (training with an annealed mask); lengths are then not looked at.
         Raises:
             CheckpointError: the canvas is longer than the checkpoint's position range.
         """
@@ -142,7 +131,7 @@ class Transformer(nn.Module):
         tables = (self.cos[start:end], self.sin[start:end])
         x, residual = nn.functional.embedding(ids, self.embed), None
         for layer in self.layers:
-            args = (x, residual, tables, lengths, cache, is_causal or cache is not None, self.ops)
+            args = (x, residual, tables, lengths, cache, is_causal or cache is not None, self.ops, mask)
             x, residual = recompute(layer, *args, use_reentrant=False) if recomputes else layer(*args)
         if cache is not None:
             cache.length = end
@@ -202,5 +191,39 @@ class Transformer(nn.Module):
         return [p for layer in self.layers for p in (layer.qkv, layer.output, layer.gate_up, layer.down)] + [self.head.projection]
 
 
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attend as the op `attention` does, each query to the keys that `mask` `[T, T]` bool lets it see.
+
+    Args:
+        q: `[B, T, H, K]`. k, v: `[B, T, G, K]`.
+    """
+    parts = (part.transpose(1, 2) for part in (q, k, v))
+    return nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask, enable_gqa=q.shape[2] != k.shape[2]).transpose(1, 2)
+
+
 def _norm(width: int, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
     return nn.Parameter(torch.empty(width, dtype=dtype, device=device), requires_grad=False)
+
+
+def fill_from(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> Any:
+    """Copy (checkpoint name, tensor) pairs into a decoder's slots, one tensor in flight at a time, and return it in evaluation mode.
+
+    Raises:
+        CheckpointError: a tensor is unknown, wrongly shaped, or missing; the message names it.
+    """
+    facts, slots = model.facts, model.slots()
+    missing = set(slots)
+    with torch.no_grad():
+        for name, tensor in tensors:
+            if name not in slots:
+                if name.endswith("rotary_emb.inv_freq") or (facts.has_tied_head and name == "lm_head.weight"):
+                    continue
+                raise CheckpointError(f"checkpoint: tensor {name} is unknown to the {facts.family} decoder, expected only its own weights.")
+            slot = slots[name]
+            if slot.shape != tensor.shape:
+                raise CheckpointError(f"checkpoint: tensor {name} is {tuple(tensor.shape)}, expected {tuple(slot.shape)} from config.json.")
+            slot.copy_(tensor)
+            missing.discard(name)
+    if missing:
+        raise CheckpointError(f"checkpoint: {len(missing)} tensors are missing, the first is {min(missing)}.")
+    return model.eval()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,16 +12,17 @@ from safetensors import SafetensorError, safe_open
 
 from ..contracts import ModelFacts
 from ..errors import CheckpointError
+from ..families import decoding_of
 from .cache import Progress
 from .default_base import DEFAULT_NAME, default_folder
-from .facts import read_facts, read_json
+from .facts import names_mask_token, read_facts, read_json
 from .gguf import gguf_folder
+from .gpt2 import expected_shapes as gpt2_shapes
 from .hub import download, is_hub_id
+from .layouts import is_transposed, plain_names
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 FINGERPRINT_VALUES = 64
-# buffers that old exporters stored; they follow from the config
-IGNORED = re.compile(r"(model\.layers\.\d+\.self_attn\.rotary_emb|model\.rotary_emb)\.inv_freq")
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,15 @@ class Checkpoint:
     """A base checkpoint on disk, its headers read and checked, its tensors not yet.
 
     folder: holds config.json and the tokenizer files. files: tensor name -> the safetensors file it lies in.
-    shapes: tensor name -> shape. Names are Hugging Face's; ignored buffers and the copy of a tied head are left out.
+    shapes: tensor name -> shape. Names are Hugging Face's; ignored buffers and the copy of a tied head are left out. stored: tensor name
+    -> the name in the file, where it is another one (see `layouts`). Linear weights are `[out, in]` whatever the file holds.
     """
 
     facts: ModelFacts
     folder: Path
     files: Mapping[str, Path]
     shapes: Mapping[str, tuple[int, ...]]
+    stored: Mapping[str, str] = field(default_factory=dict)
 
     def names(self) -> tuple[str, ...]:
         """Return the tensor names, sorted."""
@@ -47,7 +49,8 @@ class Checkpoint:
         for path in sorted(set(self.files.values())):
             with _open(path) as file:
                 for name in sorted(name for name, home in self.files.items() if home == path):
-                    yield name, file.get_tensor(name)
+                    tensor = file.get_tensor(self.stored.get(name, name))
+                    yield name, tensor.T if is_transposed(name, self.facts.family) else tensor
 
 
 def open_checkpoint(source: str | Path | None = None, *, progress: Progress | None = None) -> Checkpoint:
@@ -63,17 +66,17 @@ def open_checkpoint(source: str | Path | None = None, *, progress: Progress | No
     """
     folder, name = _locate(source, progress)
     facts = read_facts(folder, name)
-    files, shapes = _read_headers(folder, facts)
+    files, shapes, stored = _read_headers(folder, facts)
     check_names(facts, shapes, where=str(folder))
-    checkpoint = Checkpoint(facts, folder, files, shapes)
-    return replace(checkpoint, facts=replace(facts, fingerprint=fingerprint(checkpoint)))
+    checkpoint = Checkpoint(_decoding(facts, folder, stored), folder, files, shapes, stored)
+    return replace(checkpoint, facts=replace(checkpoint.facts, fingerprint=fingerprint(checkpoint)))
 
 
 def check_names(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]], where: str = "checkpoint") -> None:
     """Refuse missing, unknown and wrongly shaped tensors, naming the first few of them."""
     expected = expected_shapes(facts)
     missing = sorted(expected.keys() - shapes.keys())
-    unknown = sorted(name for name in shapes.keys() - expected.keys() if not _is_ignored(name, facts))
+    unknown = sorted(shapes.keys() - expected.keys())
     if missing:
         raise CheckpointError(
             f"{where}: {_several(missing)} missing. Download the checkpoint again, or check that its config.json is its own."
@@ -91,6 +94,8 @@ def check_names(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]], where:
 
 def expected_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
     """Return every tensor a checkpoint of these facts holds, by Hugging Face name."""
+    if facts.family == "gpt2":
+        return gpt2_shapes(facts)
     query_width, kv_width = facts.query_heads * facts.head_width, facts.kv_heads * facts.head_width
     shapes = {"model.embed_tokens.weight": (facts.vocab_size, facts.width), "model.norm.weight": (facts.width,)}
     if not facts.has_tied_head:
@@ -119,7 +124,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     for path in sorted(set(checkpoint.files.values())):
         with _open(path) as file:
             for name in (name for name, home in checkpoint.files.items() if home == path):
-                beginnings[name] = _beginning(file, name, checkpoint.shapes[name])
+                beginnings[name] = _beginning(file, checkpoint.stored.get(name, name))
     digest = hashlib.sha256()
     for name in checkpoint.names():
         digest.update(f"{name}{list(checkpoint.shapes[name])}".encode())
@@ -127,10 +132,11 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def _beginning(file: safe_open, name: str, shape: tuple[int, ...]) -> bytes:
-    values_per_row = shape[1] if len(shape) > 1 else 1
-    rows = -(-FINGERPRINT_VALUES // values_per_row)
-    values = file.get_slice(name)[:rows].flatten()[:FINGERPRINT_VALUES].to(torch.bfloat16)
+def _beginning(file: safe_open, stored: str) -> bytes:
+    part = file.get_slice(stored)
+    shape = part.get_shape()
+    rows = -(-FINGERPRINT_VALUES // (shape[1] if len(shape) > 1 else 1))
+    values = part[:rows].flatten()[:FINGERPRINT_VALUES].to(torch.bfloat16)
     return values.view(torch.int16).numpy().tobytes()
 
 
@@ -154,26 +160,39 @@ def _locate(source: str | Path | None, progress: Progress | None) -> tuple[Path,
     )
 
 
-def _read_headers(folder: Path, facts: ModelFacts) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
-    files: dict[str, Path] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+def _decoding(facts: ModelFacts, folder: Path, stored: Mapping[str, str]) -> ModelFacts:
+    """Complete the facts with what the tensors and the tokenizer say about decoding."""
+    config = read_json(folder / "config.json")
+    names = [*stored, *stored.values()]
+    decoding = decoding_of(config, names, names_mask_token(folder))
+    # Row j-1 predicts position j in every masked model made from a causal one; LLaDA was trained from scratch.
+    shifts = config.get("predicts_next_token", decoding in ("masked", "simplex") and facts.family != "llada")
+    return replace(facts, decoding=decoding, predicts_next_token=bool(shifts))
+
+
+def _read_headers(folder: Path, facts: ModelFacts) -> tuple[dict[str, Path], dict[str, tuple[int, ...]], dict[str, str]]:
+    """Return file and shape of every tensor by our name, and the stored names."""
+    homes: dict[str, Path] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
+    kinds: dict[str, str] = {}
     for path in _safetensors_files(folder):
         with _open(path) as file:
             for name in file.keys():
-                if _is_ignored(name, facts):
-                    continue
-                if name in files:
+                if name in homes:
                     raise CheckpointError(
-                        f"{folder}: {name} is in {files[name].name} and in {path.name}. Remove the file that is not its own."
+                        f"{folder}: {name} is in {homes[name].name} and in {path.name}. Remove the file that is not its own."
                     )
                 header = file.get_slice(name)
-                if header.get_dtype() not in FLOAT_DTYPES:
-                    accepted = ", ".join(FLOAT_DTYPES)
-                    raise CheckpointError(
-                        f"{path}: {name} is {header.get_dtype()}, expected one of {accepted}. Use a checkpoint that is not quantised."
-                    )
-                files[name], shapes[name] = path, tuple(header.get_shape())
-    return files, shapes
+                homes[name], sizes[name], kinds[name] = path, tuple(header.get_shape()), header.get_dtype()
+    stored = {name: place for name, place in plain_names(list(homes), facts.family).items() if not _is_copy(name, facts)}
+    for place in stored.values():
+        if kinds[place] not in FLOAT_DTYPES:
+            accepted = ", ".join(FLOAT_DTYPES)
+            raise CheckpointError(
+                f"{homes[place]}: {place} is {kinds[place]}, expected one of {accepted}. Use a checkpoint that is not quantised."
+            )
+    shapes = {name: sizes[at][::-1] if is_transposed(name, facts.family) else sizes[at] for name, at in stored.items()}
+    return {name: homes[place] for name, place in stored.items()}, shapes, stored
 
 
 def _safetensors_files(folder: Path) -> list[Path]:
@@ -206,8 +225,8 @@ def _open(path: Path) -> safe_open:
         raise CheckpointError(f"{path}: is not a complete safetensors file ({error}). Delete it and fetch it again.") from None
 
 
-def _is_ignored(name: str, facts: ModelFacts) -> bool:
-    return IGNORED.fullmatch(name) is not None or (facts.has_tied_head and name == "lm_head.weight")
+def _is_copy(name: str, facts: ModelFacts) -> bool:
+    return facts.has_tied_head and name == "lm_head.weight"
 
 
 def _several(names: list[str]) -> str:

@@ -2,3 +2,5 @@
 
 SAMPLE = 0
 START = 4
+REVEAL = 5
+ORDER = 6

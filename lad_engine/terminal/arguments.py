@@ -36,6 +36,11 @@ SAMPLING_HELP = {
     "eos_split": "share the re-noising between text and end tokens in proportion",
     "eos_treatment": "end tokens count as the least sure, or are never chosen",
     "cfg_scale": "classifier-free guidance, 0 is off",
+    "reveal": "which hidden positions a masked model reveals",
+    "threshold": "also reveal what is at least this sure",
+    "factor": "also reveal the n surest while the k-th is at least 1 - X / (k + 1) sure",
+    "reveal_temperature": "noise on the order of revealing, 0 is none",
+    "time_floor": "the time at which the schedule of origin, maskgit_plus, topk_margin and entropy ends",
     "early_stop": "stop after three identical states",
     "stop": "text that ends the answer; may be given several times",
     "seed": "random seed",
@@ -119,7 +124,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
             group.add_argument(*flags, action="append", metavar="TEXT", **common)
         else:
             choices = CHOICES.get(field.name)
-            metavar = f"{{{','.join(choices)}}}" if choices else "X" if field.type == "float" else "N"
+            metavar = f"{{{','.join(choices)}}}" if choices else "X" if field.type.startswith("float") else "N"
             group.add_argument(*flags, type=_READERS[field.type], metavar=metavar, **common)
 
 
@@ -183,6 +188,10 @@ def _optional_integer(text: str) -> int | None:
     return None if text.lower() == "none" else _integer(text)
 
 
+def _optional_number(text: str) -> float | None:
+    return None if text.lower() == "none" else _number(text)
+
+
 def _integers(text: str) -> tuple[int, ...]:
     return tuple(_integer(part) for part in text.split(",") if part.strip())
 
@@ -191,6 +200,7 @@ _READERS: dict[Any, Callable[[str], Any]] = {
     "int": _integer,
     "int | None": _optional_integer,
     "float": _number,
+    "float | None": _optional_number,
     "str": str,
     "tuple[int, ...]": _integers,
 }

@@ -20,7 +20,7 @@ SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token"
 class TextCodec:
     """Text to ids and back for one checkpoint; nothing is added or stripped unless a method says so.
 
-    bos_id, eos_id: None where the tokenizer names none.
+    bos_id, eos_id, mask_id: None where the tokenizer names none. has_chat_template: whether conversations can be written.
     """
 
     def __init__(self, tokenizer: Tokenizer, special_tokens: Mapping[str, str], chat_template: str | None = None, name: str = "") -> None:
@@ -30,6 +30,8 @@ class TextCodec:
         self.name = name
         self.bos_id = self._special_id("bos_token")
         self.eos_id = self._special_id("eos_token")
+        self.mask_id = self._special_id("mask_token")
+        self.has_chat_template = chat_template is not None
         # SentencePiece vocabularies put a word-start mark before the first piece of every separately encoded text.
         first = self.encode("a")
         self._marks_start = bool(first) and (tokenizer.id_to_token(first[0]) or "").startswith("\u2581")

@@ -16,6 +16,7 @@ CORRUPTIONS = ("paper", "code", "mask_only", "mixed")
 LOSSES = ("all", "answer", "corrupted", "mask_only")
 TRAIN_DTYPES = ("auto", "float32", "bfloat16")
 TOO_LONG = ("drop", "truncate")
+OBJECTIVES = ("lad", "masked")
 KIND_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a list of texts"}
 BELOW_ONE = ("dropout", "beta1", "beta2", "label_smoothing")
 
@@ -36,6 +37,9 @@ class TrainConfig:
         eos_pads: EOS positions after the closing one that a row has at least.
     Noise: corruption: see kernels/structured_noise. mask_token: piece that is one id of the tokenizer.
     Loss:
+        objective: the decoding family that is trained for: "lad", or "masked" (DiffuLLaMA: corruption mask_only, 1/t, see
+        objectives/masked.py; it reads loss and kept_weight not at all).
+        anneal_steps: updates over which attention grows from causal to bidirectional ("masked" only, 0 for none).
         loss: "all" every position, "answer" answer and EOS padding, "corrupted" changed answer positions, "mask_only" masked ones by 1/t.
         kept_weight: weight of unchanged answer tokens with "corrupted". eos_pad_weight: of EOS positions after the first.
     Adapter: rank, alpha (None: rank), targets (last names of linear layers), dropout, rslora, train_norms, predicts_next_token.
@@ -56,6 +60,8 @@ class TrainConfig:
     val_examples: int = 64
     tail_power: float = 3.0
     eos_pads: int = 2
+    objective: str = "lad"
+    anneal_steps: int = 0
     corruption: str = "paper"
     mask_token: str = "MASK"
     loss: str = "corrupted"
@@ -155,7 +161,8 @@ def _check_type(name: str, value: Any) -> None:
 
 
 def _check(c: TrainConfig) -> None:
-    for name, choices in (("corruption", CORRUPTIONS), ("loss", LOSSES), ("dtype", TRAIN_DTYPES), ("too_long", TOO_LONG)):
+    listed = (("objective", OBJECTIVES), ("corruption", CORRUPTIONS), ("loss", LOSSES))
+    for name, choices in (*listed, ("dtype", TRAIN_DTYPES), ("too_long", TOO_LONG)):
         if getattr(c, name) not in choices:
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, expected one of {', '.join(choices)}.")
     for name in ("steps", "batch_size", "grad_accumulation", "rank", "log_every", "val_every", "save_every", "keep_last", "max_chars"):
@@ -170,10 +177,16 @@ def _check(c: TrainConfig) -> None:
     for name in ("learning_rate", "clip"):
         if not (math.isfinite(getattr(c, name)) and getattr(c, name) > 0):
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, expected a number above 0.")
-    for name in ("weight_decay", "tail_power", "eos_pads", "warmup_steps", "val_examples", "seed"):
+    for name in ("weight_decay", "tail_power", "eos_pads", "warmup_steps", "val_examples", "seed", "anneal_steps"):
         if not (math.isfinite(getattr(c, name)) and getattr(c, name) >= 0):
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, expected 0 or more.")
     if not c.targets:
         raise ConfigError("config: targets is empty, expected names such as q_proj and v_proj.")
     if c.loss == "mask_only" and c.corruption != "mask_only":
         raise ConfigError(f'config: loss "mask_only" weighs by the mask level, expected corruption "mask_only", got "{c.corruption}".')
+    if c.objective != "lad":
+        for name in ("corruption", "loss", "kept_weight"):
+            if getattr(c, name) != getattr(TrainConfig, name):
+                raise ConfigError(f"config: {name} is {getattr(c, name)!r}, which objective {c.objective} does not read. Leave it out.")
+    if c.anneal_steps and c.objective != "masked":
+        raise ConfigError(f"config: anneal_steps is {c.anneal_steps}, which objective {c.objective} does not read. Leave it out.")

@@ -27,12 +27,13 @@ def adapter_facts(config: TrainConfig, base: ModelFacts, mask_id: int, eos_id: i
         predicts_next_token=config.predicts_next_token,
         prompt_format="chat",
         system_prompt=config.system_prompt,
-        corruption=config.corruption,
+        corruption=config.corruption if config.objective == "lad" else "mask_only",
         profile=config.profile,
         base_name=base.name,
         base_fingerprint=base.fingerprint,
         uses_rslora=config.rslora,
         eos_id=eos_id,
+        decoding=config.objective,
         extra=extra,
     )
 

@@ -18,8 +18,9 @@ from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .data import Examples
 from .lora import Trainable
-from .losses import chunked_cross_entropy, position_weights
 from .metrics import MetricsFile, Progress
+from .objectives.choice import OBJECTIVES
+from .objectives.objective import CleanBatch, NoisedBatch, Setting
 from .processes import Processes
 from .validation import ValidationSet, validate
 
@@ -49,18 +50,6 @@ class Counters:
         return cls(**plain, position=Position(values["epoch"], values["batch"]))
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """Noised canvases `[B, T]`, the rows and positions whose loss counts, their targets and weights, and the divisor they add."""
-
-    ids: Tensor
-    row: Tensor
-    position: Tensor
-    target: Tensor
-    weight: Tensor
-    divisor: Tensor
-
-
 class Trainer:
     """One run over tokenised examples.
 
@@ -88,6 +77,7 @@ class Trainer:
         self.model, self.ops, self.trainable, self.config = model, ops, trainable, config
         self.mask_id, self.eos_id, self.device, self.processes = mask_id, eos_id, device, processes
         self.export, self.should_stop, self.is_shown = export, should_stop, is_shown
+        self.objective = OBJECTIVES[config.objective](Setting(config, ops, mask_id, eos_id, tuple(trainable.head_parameters())))
         self.examples = train
         self.order = BatchOrder(train, config.batch_size, config.seed)
         self.validation = ValidationSet.build(validation, config.val_examples, config.batch_size, eos_id, config.max_length)
@@ -153,10 +143,14 @@ class Trainer:
         divisor = torch.stack([m.divisor for m in micro]).sum()
         self.processes.sum_([divisor])
         loss = torch.zeros((), device=self.device)
+        noted: dict[str, float] = {}
         for batch in micro:
-            part = self.loss(batch) / divisor.clamp(min=1e-9)
+            part, numbers = self.loss(batch)
+            part = part / divisor.clamp(min=1e-9)
             part.backward()
             loss += part.detach()
+            for name, number in numbers.items():
+                noted[name] = noted.get(name, 0.0) + float(number) / len(micro)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         self.processes.sum_([*gradients, loss])
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
@@ -171,10 +165,10 @@ class Trainer:
         counters.step += 1
         counters.loss_sum += value
         counters.loss_count += 1
-        return {"step": counters.step, "loss": value, "learning_rate": rate, "grad_norm": float(norm)}
+        return {"step": counters.step, "loss": value, "learning_rate": rate, "grad_norm": float(norm), **noted}
 
-    def draw(self) -> MicroBatch:
-        """Take the next batch of this process, lay it out, corrupt it, and pick the rows whose loss counts."""
+    def draw(self) -> NoisedBatch:
+        """Take the next batch of this process, lay it out, and let the objective corrupt it."""
         config, counters = self.config, self.counters
         # Every process walks the same order and keeps its own share.
         taken = [self.order.take(counters.position) for _ in range(self.processes.count)]
@@ -185,29 +179,14 @@ class Trainer:
         counters.draw += 1
         window = window_length(int(self.examples.total[indices].max()), config.max_length, config.eos_pads, config.tail_power, draw)
         batch = lay_out_batch(self.examples, indices, self.eos_id, window)
-        clean, start, first_eos = (t.to(self.device) for t in (batch.ids, batch.answer_start, batch.first_eos))
-        seeds = (batch.keys ^ (config.seed * SEED_STRIDE % KEY_RANGE)).to(self.device)
-        lengths = torch.full_like(start, window)
-        noised, level = self.ops.structured_noise(clean, start, lengths, seeds, draw_step.to(self.device), self.mask_id, config.corruption)
-        weights, divisor = position_weights(
-            config.loss, clean, noised, start, first_eos, level, self.mask_id, config.kept_weight, config.eos_pad_weight
-        )
-        if config.predicts_next_token:
-            # Nothing stands before position 0, so no row predicts it.
-            weights[:, 0] = 0.0
-        counters.tokens += clean.numel()
-        row, position = (weights > 0).nonzero(as_tuple=True)
-        weight = weights[row, position]
-        total = weight.sum() if divisor is None else torch.tensor(divisor, device=self.device)
-        return MicroBatch(noised, row, position, clean[row, position], weight, total)
+        seeds = batch.keys ^ (config.seed * SEED_STRIDE % KEY_RANGE)
+        counters.tokens += batch.ids.numel()
+        clean = (batch.ids, batch.answer_start, batch.first_eos, seeds, draw_step)
+        return self.objective.draw(CleanBatch(*(tensor.to(self.device) for tensor in clean), update=counters.step))
 
-    def loss(self, batch: MicroBatch) -> Tensor:
-        """Return the weighted sum of cross-entropies of one micro-batch."""
-        head = self.model.head
-        hidden = self.model.hidden(batch.ids, None, self.config.grad_checkpointing)
-        rows = hidden[batch.row, head.row_of(batch.position)]
-        smoothing, parameters = self.config.label_smoothing, self.trainable.head_parameters()
-        return chunked_cross_entropy(head.logits, rows, batch.target, batch.weight, smoothing, parameters)
+    def loss(self, batch: NoisedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the undivided loss of one micro-batch and what the objective notes about it."""
+        return self.objective.loss(self.model, batch)
 
     def save(self) -> None:
         """Write a checkpoint and the adapter (main process only)."""

@@ -162,7 +162,7 @@ def test_a_mask_token_beside_an_adapter_that_names_another_is_refused(base: Path
 
 def test_an_adapter_with_an_unknown_profile_decodes_with_a_named_one(base: Path, tmp_path):
     engine = Engine.load(base, adapter=write_adapter(base, tmp_path / "odd.safetensors", profile="papr"))
-    with pytest.raises(ConfigError, match=r"tiny: its profile is 'papr', expected one of paper, .* Give one"):
+    with pytest.raises(ConfigError, match=r"tiny: its profile is 'papr', expected one of default, paper, .* Give one"):
         engine.sampling()
     assert engine.sampling("space").profile == "space"
 

@@ -81,7 +81,7 @@ def test_a_sliding_window_bounds_the_canvas_only_where_it_is_used() -> None:
 @pytest.mark.parametrize(
     "changes,sentence",
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2', expected one of llama, mistral, qwen2"),
+        ({"model_type": "gpt_neox"}, "model_type is 'gpt_neox', expected one of llama, mistral, qwen2, gpt2"),
         ({"model_type": None}, "model_type is None, expected one of"),
         ({"hidden_size": None}, "hidden_size is missing, expected a positive integer"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0, expected a positive integer"),

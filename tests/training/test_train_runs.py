@@ -181,6 +181,8 @@ def test_two_processes_draw_what_one_draws_with_twice_the_accumulation():
     from lad_engine.training.batches import BatchOrder
     from lad_engine.training.config import TrainConfig
     from lad_engine.training.data import Examples
+    from lad_engine.training.objectives.lad import LadObjective
+    from lad_engine.training.objectives.objective import Setting
     from lad_engine.training.processes import Processes
     from lad_engine.training.trainer import Counters
 
@@ -191,6 +193,7 @@ def test_two_processes_draw_what_one_draws_with_twice_the_accumulation():
         trainer.config, trainer.ops, trainer.processes = TrainConfig(max_length=48, corruption="mixed"), select_ops("reference"), processes
         trainer.examples, trainer.order, trainer.counters = examples, BatchOrder(examples, 4, 0), Counters()
         trainer.mask_id, trainer.eos_id, trainer.device = 2, 1, torch.device("cpu")
+        trainer.objective = LadObjective(Setting(trainer.config, trainer.ops, trainer.mask_id, trainer.eos_id))
         return trainer
 
     alone, first, second = drawer(Processes()), drawer(Processes(0, 2)), drawer(Processes(1, 2))

@@ -1,0 +1,12 @@
+"""Which decoder computes a checkpoint."""
+
+from __future__ import annotations
+
+from ..contracts import ModelFacts
+from .gpt2 import Gpt2Transformer
+from .transformer import Transformer
+
+
+def backbone_of(facts: ModelFacts) -> type[Transformer] | type[Gpt2Transformer]:
+    """Return the decoder class of a checkpoint's `family`; build it with `from_tensors`."""
+    return Gpt2Transformer if facts.family == "gpt2" else Transformer

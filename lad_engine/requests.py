@@ -1,0 +1,65 @@
+"""From what a caller asked to canvases: the checks that need the loaded base, then the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .config import SamplingParams
+from .contracts import AdapterFacts, Canvas, ModelFacts
+from .errors import ConfigError, RequestError
+from .families import check_params
+from .text.canvas import lay_out
+from .text.codec import TextCodec
+from .text.formats import PromptDefaults
+from .text.prompts import Prompt
+
+
+def check_batch(params: Sequence[SamplingParams], facts: ModelFacts, decoding: str) -> None:
+    """Raise ConfigError where a parameter is none of the decoding family's, or names a token beyond the vocabulary."""
+    for one in params:
+        check_params(decoding, one)
+        unknown = [token for token in one.suppress_tokens if not 0 <= token < facts.vocab_size]
+        if unknown:
+            raise ConfigError(f"suppress_tokens: id {unknown[0]} is given, expected 0 to {facts.vocab_size - 1} (the base's vocabulary).")
+
+
+def lay_out_request(
+    prompt: str | Prompt,
+    params: SamplingParams,
+    adapter: AdapterFacts | None,
+    codec: TextCodec,
+    facts: ModelFacts,
+    decoding: str,
+    mask_id: int,
+) -> Canvas:
+    """Lay one request out.
+
+    Raises:
+        RequestError: it does not fit the window or the vocabulary, or brings a draft that nothing would read.
+    """
+    canvas = lay_out(
+        prompt,
+        codec,
+        adapter or prompt_defaults(facts, codec),
+        max_new_tokens=params.max_new_tokens,
+        max_positions=facts.max_positions,
+        mask_id=mask_id,
+    )
+    largest = int(canvas.ids.max())
+    if largest >= facts.vocab_size:
+        raise RequestError(
+            f"prompt: token id {largest} is beyond the base's vocabulary, expected less than {facts.vocab_size}. "
+            "The tokenizer's files do not belong to these weights."
+        )
+    if decoding == "lad" and params.noise_start == 1 and (canvas.is_open & (canvas.ids != mask_id)).any():
+        raise RequestError(
+            "draft: noise_start is 1, which hides all of it before the first step, expected less. "
+            "Give noise_start (--noise-start 0.3), or leave the draft out."
+        )
+    return canvas
+
+
+def prompt_defaults(facts: ModelFacts, codec: TextCodec) -> PromptDefaults:
+    """Return how prompts are written where there is no adapter: a base without a chat template continues plain text."""
+    is_plain = facts.decoding != "lad" and not codec.has_chat_template
+    return PromptDefaults(prompt_format="raw" if is_plain else "chat", predicts_next_token=facts.predicts_next_token)

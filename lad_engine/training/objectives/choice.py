@@ -1,0 +1,11 @@
+"""The objectives by the names of `TrainConfig.objective`; a decoding family adds its own here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .lad import LadObjective
+from .masked import MaskedObjective
+from .objective import Objective, Setting
+
+OBJECTIVES: dict[str, Callable[[Setting], Objective]] = {"lad": LadObjective, "masked": MaskedObjective}
