@@ -95,7 +95,7 @@ class UpdateTables:
 
     visible: answer columns on the canvas; grows: 1 where that is more than the step before; probability: of each position to be
     re-noised; count: positions to re-noise; keep: positions to retain; clusters of cluster_size positions to re-noise; transfer:
-    positions to commit between block_start and block_end. The last step re-noises nothing. Counts are not negative.
+    positions to commit between block_start and block_end. The last step re-noises nothing. Counts are at least 0 and below 2^16.
     """
 
     whole: Tensor

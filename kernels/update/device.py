@@ -1,4 +1,4 @@
-"""Choices within one row held in registers: the smallest keys of two pools at once, and the spans around random centres."""
+"""Counts and choices within one row held in registers: the smallest keys of two pools at once, and the spans around random centres."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import triton.language as tl
 # Counts of the second pool stand in the upper half of a word, so that one reduction serves both.
 _SECOND = tl.constexpr(1 << 16)
 _FIRST_HALF = tl.constexpr((1 << 16) - 1)
+
+
+@triton.jit
+def count_both(flags, inside):
+    """Return how many `flags` are set, and how many of those are `inside`, by one reduction."""
+    # Plain sums of flags become population counts, which LLVM passes through the stack.
+    counts = tl.sum(tl.where(flags, tl.where(inside, 1 + _SECOND, 1), 0), 0)
+    return counts & _FIRST_HALF, counts >> 16
 
 
 @triton.jit

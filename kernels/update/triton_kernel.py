@@ -13,7 +13,7 @@ from ..random.device import uniform_at
 from ..random.reference import RENOISE, RETAIN, TRANSFER
 from ..renoise.reference import SMALLEST_WEIGHT
 from .buffers import EQUAL_PREDICTIONS, WHOLE, UpdateBuffers, UpdateRules, UpdateTables, check
-from .device import covered_by_spans, take_smallest
+from .device import count_both, covered_by_spans, take_smallest
 
 MAX_POSITIONS = 2048
 _SMALLEST_WEIGHT = tl.constexpr(SMALLEST_WEIGHT)
@@ -123,24 +123,26 @@ def _update_kernel(
         pool = (eligible & (redraws | is_lowest)) | (is_open & ~retained & retains) | (is_writable & in_block & transfers)
         count = tl.load(numbers + _COUNT * B)
         keep = tl.load(numbers + _KEEP * B)
-        held = tl.sum(retained.to(tl.int32), 0)
+        before = offs_r < (tl.min(tl.where(is_eos, offs_r, R), 0) if SPLITS else R)
+        held, held_before = count_both(retained, before)
         needed = tl.maximum(keep - held, 0)
         first = tl.where(retains, needed, tl.where(transfers, tl.load(numbers + _BUDGET * B), count))
         second = tl.zeros_like(first)
         in_second = offs_r < 0
         splits = tl.load(splits_ptr + row).to(tl.int1) & ~transfers
         if SPLITS:
-            before = offs_r < tl.min(tl.where(is_eos, offs_r, R), 0)
             # round(keep * opened before / opened), half to even.
-            opened = tl.maximum(tl.sum(is_open.to(tl.int32), 0), 1).to(tl.int64)
-            product = keep * tl.sum((is_open & before).to(tl.int32), 0)
+            opened, opened_before = count_both(is_open, before)
+            opened = tl.maximum(opened, 1)
+            product = keep.to(tl.int32) * opened_before
             share = product // opened
             twice_rest = 2 * (product - share * opened)
-            share += ((twice_rest > opened) | ((twice_rest == opened) & (share % 2 == 1))).to(tl.int64)
-            held_before = tl.sum((retained & before).to(tl.int32), 0)
-            in_text = tl.sum((pool & ~is_eos).to(tl.int32), 0)
-            in_pool = tl.sum(pool.to(tl.int32), 0)
-            text = tl.floor((count * in_text).to(tl.float64) / (in_pool.to(tl.float64) + tl.full((), 1e-5, tl.float64))).to(tl.int64)
+            share += ((twice_rest > opened) | ((twice_rest == opened) & ((share & 1) == 1))).to(tl.int32)
+            in_pool, in_text = count_both(pool, ~is_eos)
+            # floor(count in_text / (in_pool + 1e-5)) is one less than without the 1e-5 where that is whole, as long as count < 10^5.
+            product = count.to(tl.int32) * in_text
+            text = product // tl.maximum(in_pool, 1)
+            text -= ((product > 0) & (text * in_pool == product)).to(tl.int32)
             has_need = (needed > 0).to(tl.int64)
             of_first = tl.where(retains, (share - held_before) * has_need, text)
             of_second = tl.where(retains, (keep - share - (held - held_before)) * has_need, count - text)

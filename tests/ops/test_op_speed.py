@@ -24,4 +24,4 @@ def test_the_largest_case_of_an_op(benchmark, name: str, backend: str):
     except ImportError:
         pytest.skip(f"{backend} is not built here")
     benchmark.extra_info.update(bytes_moved=op.bytes_moved(**case), threads=torch.get_num_threads())
-    assert benchmark(lambda: function(**case)) is not None
+    assert benchmark(lambda: function(**case)) is not None or op.writes
