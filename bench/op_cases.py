@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lad_engine.contracts import ModelFacts
+from lad_engine.kernels.update.cases import random_case
 from lad_engine.model.rope import rope_tables
 from lad_engine.ops import load_op
 
@@ -178,6 +179,18 @@ def _renoise(at: Setting) -> dict[str, Case]:
     return {"": case}
 
 
+def _update(at: Setting) -> dict[str, Case]:
+    cases = {}
+    for rule in ("random", "weighted", "confidence", "retain"):
+        case = random_case(torch.Generator().manual_seed(0), ((rule, ""),) * at.batch, at.answer_rows, 4, at.device)
+        # A row that ends costs nothing from then on, and a timing takes the same buffers through many steps.
+        case["buffers"].steps.fill_(2**62)
+        case["buffers"].early_stop.fill_(False)
+        case["buffers"].done.fill_(False)
+        cases[rule] = case
+    return cases
+
+
 def _linear_flops(case: Mapping[str, Any]) -> int:
     rows = case["x"].numel() // case["x"].shape[-1]
     weights = case["weight"].numel() + sum(path[0].numel() + path[1].numel() for path in case.get("paths", ()))
@@ -211,6 +224,7 @@ _CASES: dict[str, Callable[[Setting], dict[str, Case]]] = {
     "choose_token": _choose_token,
     "lm_head": _lm_head,
     "renoise": _renoise,
+    "update": _update,
 }
 _FLOPS: dict[str, Callable[[Mapping[str, Any]], int]] = {
     "attention": _attention_flops,
