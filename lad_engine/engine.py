@@ -34,7 +34,7 @@ from .model.language_model import LanguageModel
 from .model.precision import check_precision, quantise
 from .model.weights import Checkpoint, open_checkpoint
 from .ops import OpSet, select_ops
-from .profiles import profile_names, profile_params
+from .profiles import TUNED, laid_over, profile_beside, profile_names, profile_params
 from .requests import check_batch, lay_out_request
 from .runtime.memory import MemoryPlan
 from .runtime.readout import Outcome, read_event
@@ -136,13 +136,22 @@ class Engine:
         """Return the facts of every named adapter; none where the engine was loaded without `adapters`."""
         return self._residents.facts() if self._residents is not None else {}
 
-    def sampling(self, profile: str | None = None, **settings: Any) -> SamplingParams:
-        """Return the profile's sampling parameters (the adapter's own profile by default) with `settings` laid over them.
+    @property
+    def adapter_path(self) -> Path | None:
+        """Where the one adapter was read from, None without one."""
+        return self._slot.adapter.path if self._slot.adapter is not None else None
 
+    def sampling(self, profile: str | None = None, **settings: Any) -> SamplingParams:
+        """Return the profile's sampling parameters with `settings` laid over them.
+
+        The profile is the one named, else the file beside the adapter (`profiles.profile_beside`), else the one the adapter records.
         Raises:
-            ConfigError: an unknown profile or name, or settings that do not hold together.
+            ConfigError: an unknown profile or name, settings that do not hold together, or a file beside the adapter that is no profile.
         """
         check_settings(self.family, canonical_names(settings))
+        beside = profile_beside(self.adapter_path) if profile is None else None
+        if beside is not None:
+            return laid_over(TUNED, beside, settings)
         own = self.adapter_facts.profile if self.adapter_facts else default_profile(self.facts)
         if profile is None and own not in profile_names():
             raise ConfigError(

@@ -6,10 +6,14 @@ import difflib
 import json
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from .config import SamplingParams, canonical_names, unread_settings
 from .errors import ConfigError
+
+# How the profile of a file beside an adapter is called in results.
+TUNED = "tuned"
 
 
 def profile_names() -> tuple[str, ...]:
@@ -43,10 +47,40 @@ def profile_params(name: str, settings: Mapping[str, Any]) -> SamplingParams:
     Raises:
         ConfigError: there is no such profile, a name is unknown, or a setting cannot hold beside the others.
     """
-    profile, asked = load_profile(name), canonical_names(settings)
+    return laid_over(name, load_profile(name), settings)
+
+
+def laid_over(name: str, profile: Mapping[str, Any], settings: Mapping[str, Any]) -> SamplingParams:
+    """Return the sampling parameters of a profile given by its fields, `settings` laid over them; as `profile_params`."""
+    asked = canonical_names(settings)
     unread = unread_settings({**profile, **asked})
     kept = {field: value for field, value in profile.items() if field not in unread}
     return SamplingParams(**{**kept, "profile": name, **asked})
+
+
+def beside_adapter(adapter_path: str | Path) -> Path:
+    """Return where an adapter's tuned profile is kept: profile.json in a folder, <name>.profile.json next to a file."""
+    place = Path(adapter_path)
+    return place / "profile.json" if place.is_dir() else place.with_suffix(".profile.json")
+
+
+def profile_beside(adapter_path: str | Path | None) -> dict[str, Any] | None:
+    """Return the fields of the profile that a search left beside an adapter, None where there is none.
+
+    Raises:
+        ConfigError: the file cannot be read, or its settings hold for no decode.
+    """
+    place = None if adapter_path is None else beside_adapter(adapter_path)
+    if place is None or not place.is_file():
+        return None
+    try:
+        settings = json.loads(place.read_text(encoding="utf-8"))["settings"]
+        laid_over(TUNED, settings, {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{place}: is no decode profile ({error}), expected an object with settings. Remove it or run --tune-profile again."
+        ) from error
+    return dict(settings)
 
 
 def _read() -> dict[str, Any]:

@@ -39,10 +39,12 @@ MAY_IMPORT = {
     "generate": SHARED | {"engine", "terminal", "text", "profiles"},
     "compat": SHARED | {"engine", "text", "profiles"},
     "train": SHARED | {"training", "model", "adapters", "text", "ops", "placement", "profiles", "terminal"},
+    "evaluation": SHARED | {"engine", "profiles", "text"},
+    "evaluate": SHARED | {"adapters", "engine", "evaluation", "profiles", "terminal", "text"},
     "convert": SHARED | {"adapters", "model", "profiles", "terminal", "text"},
 }
 # Packages only some extra or some Python versions bring, or that take seconds to import and only some commands need.
-MAY_BE_IMPORTED_LATE = {"accelerate", "datasets", "matplotlib", "peft", "transformers", "gguf", "huggingface_hub", "tomllib"}
+MAY_BE_IMPORTED_LATE = {"accelerate", "datasets", "matplotlib", "peft", "transformers", "gguf", "huggingface_hub", "lm_eval", "tomllib"}
 VARIABLES = {"LAD_OPS", "LAD_CUDA_ARCHS", "LAD_SKIP_EXT", "LAD_CACHE"}
 # Set by another program (the hub's client, torchrun, Triton's tests), and honoured.
 FOREIGN_VARIABLES = {"HF_HUB_OFFLINE", "WORLD_SIZE", "TRITON_INTERPRET"}
