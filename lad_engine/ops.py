@@ -32,6 +32,7 @@ OP_NAMES = (
     "choose_token",
     "lm_head",
     "renoise",
+    "soft_embedding",
     "update",
     "structured_noise",
     "random",
@@ -79,6 +80,7 @@ class OpSet:
     choose_token: Callable[..., Any]
     lm_head: Callable[..., Any]
     renoise: Callable[..., Any]
+    soft_embedding: Callable[..., Any]
     update: Callable[..., Any]
     structured_noise: Callable[..., Any]
     uniform: Callable[..., Any]

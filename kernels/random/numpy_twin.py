@@ -20,7 +20,17 @@ def philox4x32_numpy(counter: tuple[np.ndarray | int, ...], key: np.ndarray | in
     return c0, c1, c2, c3
 
 
-def uniform_numpy(seeds: np.ndarray, positions: np.ndarray, step: int, purpose: int) -> np.ndarray:
-    """Return `[B, R]` fp32, the numbers `uniform` draws for int64 `seeds` `[B]` and `positions` `[R]`."""
+def uniform_numpy(seeds: np.ndarray, positions: np.ndarray, step: int | np.ndarray, purpose: int) -> np.ndarray:
+    """Return `[B, R]` fp32, the numbers `uniform` draws for int64 `seeds` `[B]`, `positions` `[R]`, `step` one or `[B]`."""
+    step = np.asarray(step)[..., None]
     word = philox4x32_numpy((np.asarray(positions)[None], step, purpose, 0), np.asarray(seeds)[:, None])[0]
     return ((word >> np.uint64(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+
+
+def normal_numpy(seeds: np.ndarray, positions: np.ndarray, step: int | np.ndarray, purpose: int, count: int) -> np.ndarray:
+    """Return `[N, count]` fp32, the numbers `normal` draws for int64 `seeds` and `positions` `[N]`, within its tolerance."""
+    groups, step = np.arange(-(-count // 4)), np.asarray(step)[..., None]
+    words = philox4x32_numpy((np.asarray(positions)[:, None], step, purpose, groups[None]), np.asarray(seeds)[:, None])
+    u = [((word >> np.uint64(9)).astype(np.float64) + 0.5) * 2.0**-23 for word in words]
+    four = [np.sqrt(-2.0 * np.log(u[first])) * turn(2.0 * np.pi * u[first + 1]) for first in (0, 2) for turn in (np.cos, np.sin)]
+    return np.stack(four, 2).reshape(len(words[0]), -1)[:, :count].astype(np.float32)

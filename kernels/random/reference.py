@@ -59,13 +59,15 @@ def uniform(seeds: Tensor, positions: Tensor, step: Tensor, purpose: int) -> Ten
     in fp32 and strictly inside (0, 1). (24 bits plus a half would round up to 1.)
 
     Args:
-        seeds: `[B]` int64. positions: `[R]` int64. step: `[]` int64 tensor (a device counter). purpose: one of the constants above.
+        seeds: `[B]` int64. positions: `[R]` int64. step: int64 device counters, `[]` for all or `[B]`, one per sequence.
+        purpose: one of the constants above.
     Returns:
         `[B, R]` fp32.
     Raises:
         ValueError: a shape or dtype disagrees.
     """
     check(seeds, positions, step)
+    step = step[:, None] if step.dim() else step
     word = philox4x32((positions[None], step, purpose, 0), seeds[:, None])[0]
     return ((word >> 9).float() + 0.5) * 2.0**-23
 
@@ -79,11 +81,12 @@ def normal(seeds: Tensor, positions: Tensor, step: Tensor, purpose: int, count: 
     The words are the same bits everywhere; here the rest is taken in fp64 and rounded once. Backends compute it in fp32 and may differ
     by NORMAL_TOLERANCE. The largest magnitude is sqrt(48 ln 2) = 5.77.
     Args:
-        seeds, positions: `[N]` int64. step: `[]` int64 tensor. purpose: one of the constants above.
+        seeds, positions: `[N]` int64. step: int64, `[]` for all or `[N]`. purpose: one of the constants above.
     Returns:
         `[N, count]` fp32.
     """
     groups = torch.arange(-(-count // 4), device=seeds.device)
+    step = step[:, None] if step.dim() else step
     words = philox4x32((positions[:, None], step, purpose, groups[None]), seeds[:, None])
     u0, u1, u2, u3 = (((word >> 9).double() + 0.5) * 2.0**-23 for word in words)
     first, second = (torch.sqrt(-2.0 * u.log()) for u in (u0, u2))
@@ -94,6 +97,8 @@ def normal(seeds: Tensor, positions: Tensor, step: Tensor, purpose: int, count: 
 
 def check(seeds: Tensor, positions: Tensor, step: Tensor) -> None:
     """Raise ValueError where a shape or dtype disagrees."""
-    for name, value, dims in (("seeds", seeds, 1), ("positions", positions, 1), ("step", step, 0)):
-        if value.dim() != dims or value.dtype != torch.int64:
-            raise ValueError(f"uniform: {name} is {value.dim()}-d {value.dtype}, expected {dims}-d torch.int64.")
+    for name, value in (("seeds", seeds), ("positions", positions)):
+        if value.dim() != 1 or value.dtype != torch.int64:
+            raise ValueError(f"uniform: {name} is {value.dim()}-d {value.dtype}, expected 1-d torch.int64.")
+    if step.dtype != torch.int64 or (step.dim() and step.shape != seeds.shape):
+        raise ValueError(f"uniform: step is {tuple(step.shape)} {step.dtype}, expected () or {tuple(seeds.shape)} torch.int64.")
