@@ -26,7 +26,11 @@ void uniform(const py::object& seeds, const py::object& positions, const py::obj
     s.expect("cpu", "torch.int64", {B});
     p.expect("cpu", "torch.int64", {R});
     o.expect("cpu", "torch.float32", {B, R});
-    lad::uniform(s.data<int64_t>(), s.stride(0), p.data<int64_t>(), p.stride(0), o.data<float>(), B, R, read_step("uniform", step), purpose);
+    const TensorView n(step, "uniform", "step");
+    const bool has_own = n.dims() == 1;
+    n.expect("cpu", "torch.int64", has_own ? std::vector<int64_t>{B} : std::vector<int64_t>{});
+    lad::uniform(s.data<int64_t>(), s.stride(0), p.data<int64_t>(), p.stride(0), o.data<float>(), B, R, n.data<int64_t>(),
+                 has_own ? n.stride(0) : 0, purpose);
 }
 
 void renoise(const py::object& tokens, const py::object& eligible, const py::object& weight, const py::object& count,

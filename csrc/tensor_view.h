@@ -36,6 +36,7 @@ public:
         if (shape_.size() != dims) fail(std::to_string(shape_.size()) + "-d", std::to_string(dims) + "-d");
     }
 
+    size_t dims() const { return shape_.size(); }
     int64_t size(size_t axis) const { return shape_[axis]; }
     int64_t stride(size_t axis) const { return strides_[axis]; }
 

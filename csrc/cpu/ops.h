@@ -5,9 +5,9 @@
 
 namespace lad {
 
-// out[b, r] = uniform(seeds[b], positions[r], step, purpose); out is contiguous.
+// out[b, r] = uniform(seeds[b], positions[r], steps[b], purpose); out is contiguous, a stride of 0 repeats one step.
 void uniform(const int64_t* seeds, int64_t stride_seeds, const int64_t* positions, int64_t stride_positions, float* out, int64_t B,
-             int64_t R, int64_t step, int64_t purpose);
+             int64_t R, const int64_t* steps, int64_t stride_steps, int64_t purpose);
 
 // One matrix argument: its first element and the distance between rows; the last axis is contiguous.
 template <typename T>

@@ -8,9 +8,9 @@ from .reference import DATA_ORDER, RENOISE, SAMPLE
 
 
 def cases(device: str, dtype: torch.dtype) -> list[dict]:
-    """Return keyword arguments: smallest, odd, a long answer, 64-bit seeds, strided positions, another step and purpose."""
+    """Return keyword arguments: smallest, odd, a long answer, 64-bit seeds, strided positions, other steps and purpose."""
 
-    def case(seeds: list[int], positions: torch.Tensor, step: int, purpose: int) -> dict:
+    def case(seeds: list[int], positions: torch.Tensor, step: int | list[int], purpose: int) -> dict:
         return {
             "seeds": torch.tensor(seeds, device=device),
             "positions": positions.to(device),
@@ -26,6 +26,7 @@ def cases(device: str, dtype: torch.dtype) -> list[dict]:
         case([1, 2, 3], odd, 5, RENOISE),
         case([7], torch.arange(4096), 2**31, DATA_ORDER),
         case([9, 9], torch.arange(64)[::2], 1, SAMPLE),
+        case([4, 4, 2**40], odd, [0, 7, 7], SAMPLE),
     ]
 
 

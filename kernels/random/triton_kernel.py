@@ -21,13 +21,15 @@ def launch_config(R: int) -> dict[str, int]:
 
 
 @triton.jit
-def _uniform_kernel(seeds_ptr, positions_ptr, step_ptr, out_ptr, stride_seeds, stride_positions, R, purpose, BLOCK_R: tl.constexpr):
+def _uniform_kernel(
+    seeds_ptr, positions_ptr, step_ptr, out_ptr, stride_seeds, stride_positions, stride_step, R, purpose, BLOCK_R: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask_r = offs_r < R
     seed = tl.load(seeds_ptr + row * stride_seeds)
     positions = tl.load(positions_ptr + offs_r.to(tl.int64) * stride_positions, mask=mask_r, other=0)
-    u = uniform_at(seed, positions, tl.load(step_ptr), purpose)
+    u = uniform_at(seed, positions, tl.load(step_ptr + row * stride_step), purpose)
     tl.store(out_ptr + row * R + offs_r, u, mask=mask_r)
 
 
@@ -40,17 +42,18 @@ def uniform(seeds: Tensor, positions: Tensor, step: Tensor, purpose: int) -> Ten
         config = launch_config(R)
         grid = (B, triton.cdiv(R, config["BLOCK_R"]))
         with torch.cuda.device_of(seeds):
-            _uniform_kernel[grid](seeds, positions, step, out, seeds.stride(0), positions.stride(0), R, purpose, **config)
+            strides = (seeds.stride(0), positions.stride(0), step.stride(0) if step.dim() else 0)
+            _uniform_kernel[grid](seeds, positions, step, out, *strides, R, purpose, **config)
     return out
 
 
 def ahead_of_time() -> list[Compilation]:
-    """A whole answer, one of odd length, and strided positions."""
+    """A whole answer with a step per row, one of odd length, and strided positions."""
     pointers = {"seeds_ptr": "*i64", "positions_ptr": "*i64", "step_ptr": "*i64", "out_ptr": "*fp32"}
     return [
         Compilation(
             _uniform_kernel,
-            {**pointers, "stride_seeds": 1, "stride_positions": stride, "R": R, "purpose": purpose, **launch_config(R)},
+            {**pointers, "stride_seeds": 1, "stride_positions": stride, "stride_step": own, "R": R, "purpose": purpose, **launch_config(R)},
         )
-        for R, stride, purpose in ((256, 1, 0), (4096, 1, 1), (123, 2, 32))
+        for R, stride, own, purpose in ((256, 1, 1, 0), (4096, 1, 0, 1), (123, 2, 0, 32))
     ]

@@ -21,7 +21,7 @@ def renoise(
 
     Args:
         tokens: `[B, R]` int64. eligible: `[B, R]` bool. weight: `[B, R]` fp32, values below 2^-126 count as 2^-126.
-        count, seeds: `[B]` int64; a count of zero or less draws nothing. step: `[]` int64.
+        count, seeds: `[B]` int64; a count of zero or less draws nothing. step: `[]` int64 (this reference also takes `[B]`).
     Returns:
         `[B, R]` int64.
     Raises:

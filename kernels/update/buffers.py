@@ -36,7 +36,8 @@ class UpdateBuffers:
     predicted last; shown int64, the last token other than mask_id; was_shown, retained bool; first_set, last_changed int64, -1 where never.
     Per row `[B]`: answer_start, answer_length, seeds, steps, evaluations (forwards a step), repeats (equal predictions in a row), nfe,
     row_steps (steps taken) int64; early_stop, done, acted (took part in the last step), stopped_early bool.
-    ids `[B, T]` int64, the canvas; eos_ids `[E]` int64; step `[]` int64, equal to row_steps of every row that is not done.
+    ids `[B, T]` int64, the canvas; eos_ids `[E]` int64; step `[]` int64, the calls so far: each
+    row is at its own row_steps, since rows may join at different calls.
     """
 
     ids: Tensor
@@ -104,7 +105,7 @@ class UpdateTables:
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """One step's row of the tables: `[B]` int64, grows bool, probability fp64."""
+    """Each row's numbers at its step: `[B]` int64, grows bool, probability fp64."""
 
     visible: Tensor
     grows: Tensor
@@ -119,10 +120,10 @@ class StepNumbers:
 
 
 def numbers_at(tables: UpdateTables, step: Tensor) -> StepNumbers:
-    """Read one step's row with a device counter `[]`; a step beyond the last reads the last."""
-    row = step.clamp(max=tables.whole.shape[0] - 1).view(1)
-    visible, grows, *rest = tables.whole.index_select(0, row)[0].unbind(0)
-    return StepNumbers(visible, grows > 0, *rest, tables.probability.index_select(0, row)[0])
+    """Read each row's numbers at its own step `[B]`; a step beyond the last reads the last."""
+    row = step.clamp(max=tables.whole.shape[0] - 1)[None]
+    visible, grows, *rest = tables.whole.gather(0, row[:, None].expand(1, len(WHOLE), -1))[0].unbind(0)
+    return StepNumbers(visible, grows > 0, *rest, tables.probability.gather(0, row)[0])
 
 
 def check(

@@ -35,7 +35,7 @@ def update(
         ValueError: a shape or dtype disagrees, or `used` names no rule.
     """
     check(buffers, rules, tables, token, confidence, used)
-    now = numbers_at(tables, buffers.step)
+    now = numbers_at(tables, buffers.row_steps)
     columns = torch.arange(buffers.answer.shape[1], device=token.device)
     in_window = columns < now.visible[:, None]
     is_open = buffers.is_open & in_window
@@ -51,11 +51,11 @@ def update(
     is_same = (predicted == buffers.predicted).all(1) & ~now.grows
     repeats = torch.where(is_same, buffers.repeats + 1, 1)
     is_eos = (predicted[..., None] == buffers.eos_ids).any(2) & in_window
-    draws = (buffers.seeds, buffers.step)
+    draws = (buffers.seeds, buffers.row_steps)
     kept = (is_open, buffers.was_shown, buffers.retained)
     noised, retained = remask(rules, used, now, predicted, confidence, is_eos, *kept, mask_id, *draws)
 
-    is_last = buffers.step >= buffers.steps - 1
+    is_last = buffers.row_steps >= buffers.steps - 1
     stops = buffers.early_stop & (repeats >= EQUAL_PREDICTIONS)
     after = torch.where((is_last | stops)[:, None], predicted, noised)
     if "transfer" in used:
@@ -83,8 +83,8 @@ def update(
 
 def _record(buffers: UpdateBuffers, after: Tensor, shows: Tensor) -> None:
     """Note where the state now shows a token, and where another one than it showed last."""
-    _write(buffers.first_set, buffers.step, shows & (buffers.first_set < 0))
-    _write(buffers.last_changed, buffers.step, shows & (after != buffers.shown))
+    _write(buffers.first_set, buffers.row_steps[:, None], shows & (buffers.first_set < 0))
+    _write(buffers.last_changed, buffers.row_steps[:, None], shows & (after != buffers.shown))
     _write(buffers.shown, after, shows)
     buffers.was_shown.logical_or_(shows)
 

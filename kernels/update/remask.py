@@ -29,7 +29,7 @@ def remask(
 
     Args:
         predicted: `[B, R]` int64. confidence: `[B, R]` fp32. is_eos: `[B, R]` bool, of predicted. is_open: `[B, R]` bool, on the canvas.
-        was_shown: `[B, R]` bool, positions that permanent_unmask protects. retained: `[B, R]` bool. seeds: `[B]`. step: `[]` int64.
+        was_shown: `[B, R]` bool, positions that permanent_unmask protects. retained: `[B, R]` bool. seeds, step: `[B]` int64.
     Returns:
         (tokens `[B, R]`, retained `[B, R]`).
     """

@@ -38,7 +38,7 @@ class LadDenoiser:
         Static: shapes follow the buffers and the plan's host integers, per-step numbers come from device tables, and no tensor is
         read on the host.
         """
-        token, confidence = self._predict(state, state.tables.visible_at(state.step))
+        token, confidence = self._predict(state, state.tables.visible_at(state.row_steps))
         self.ops.update(state, state.rules, state.tables, token, confidence, mask_id=state.mask_id, used=state.rules.used)
         state.taken_steps += 1
 
@@ -51,7 +51,7 @@ class LadDenoiser:
         if any(state.guided):
             without_prompt = torch.where(state.is_prompt, state.mask_id, state.ids)
             unconditional = self.model.read_rows(without_prompt, positions, lengths, unguided)
-        uniforms = self.ops.uniform(state.seeds, state.columns, state.step, SAMPLE)
+        uniforms = self.ops.uniform(state.seeds, state.columns, state.row_steps, SAMPLE)
         choice = self.model.choose(rows, state.rule, uniforms, unconditional, counts)
         return choice.token, choice.confidence
 
@@ -59,7 +59,8 @@ class LadDenoiser:
         """Return (lengths, rows nobody reads, the same without guidance, positions read): device lengths alone in a captured step."""
         if state.is_static:
             return state.answer_start + visible, None, None, None
-        at = min(state.taken_steps, state.max_steps - 1)
+        shown = [own[min(state.taken_steps - since, len(own) - 1)] for own, since in zip(state.visible, state.joined, strict=True)]
+        lengths = tuple(start + count for start, count in zip(state.starts, shown, strict=True))
         unguided = tuple(rests or not guided for rests, guided in zip(state.resting, state.guided, strict=True))
-        counts = tuple(0 if rests else shown for rests, shown in zip(state.resting, state.visible[at], strict=True))
-        return state.lengths[at], state.resting, unguided, counts
+        counts = tuple(0 if rests else count for rests, count in zip(state.resting, shown, strict=True))
+        return lengths, state.resting, unguided, counts

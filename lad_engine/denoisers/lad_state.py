@@ -30,18 +30,18 @@ class StepTables:
     probability: Tensor
 
     def visible_at(self, step: Tensor) -> Tensor:
-        """Read each row's answer positions on the canvas `[B]` with a device counter `[]`; a step beyond the last reads the last."""
-        row = step.clamp(max=self.whole.shape[0] - 1).view(1)
-        return self.whole[:, WHOLE.index("visible")].index_select(0, row)[0]
+        """Read each row's answer positions on the canvas `[B]` at its own step `[B]`; a step beyond the last reads the last."""
+        return self.whole[:, WHOLE.index("visible")].gather(0, step.clamp(max=self.whole.shape[0] - 1)[None])[0]
 
 
 @dataclass
 class LadState:
     """One batch being refined; row b is one request, column r is answer position r. Tensors are written in place, never replaced.
 
-    On the host, fixed: mask_id, guided (rows with cfg_scale), max_steps, visible and lengths (per step, each row's answer positions on
-    the canvas and its canvas length). rules, rule, tables: device tables of the batch. taken_steps counts the calls; resting names rows
-    a driver has seen done, which then cost nothing (a driver that never reads the flags leaves it: the tokens are the same).
+    On the host, fixed: mask_id, guided (rows with cfg_scale), max_steps, visible (of each row, its answer positions on the canvas per
+    step) and starts (the canvas positions before them). rules, rule, tables: device tables of the batch. taken_steps counts the calls,
+    joined names the one at which each row began; resting names rows a driver has seen done, which then cost nothing (a driver that
+    never reads the flags leaves it: the tokens are the same).
     Per canvas position `[B, T]`: ids; is_prompt.
     Per answer position `[B, R]`: is_open (fixed for the decode); answer, the state (MASK where open and re-noised); before, the state
     ahead of the last step; predicted, the last prediction before re-noising; confidence of the token predicted last; shown, the
@@ -57,7 +57,8 @@ class LadState:
     guided: tuple[bool, ...]
     max_steps: int
     visible: tuple[tuple[int, ...], ...]
-    lengths: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+    joined: tuple[int, ...]
     resting: tuple[bool, ...]
     rules: RowRules
     rule: TokenRule
@@ -131,7 +132,7 @@ def new_state(
     answer = _first_noise(put(answer), is_open, params, seeds, mask_id, ops)
     is_masked = is_open & (answer.cpu().numpy() == mask_id)
     plans = [plan_request(one, is_open[b, : length[b]], is_masked[b, : length[b]]) for b, one in enumerate(params)]
-    visible = _column(plans, "visible")
+    max_steps = max(one.steps for one in params)
     offset = np.arange(T)[None] - start[:, None]
     is_answer = (offset >= 0) & (offset < length[:, None])
     column, is_answer = put(np.clip(offset, 0, R - 1)), put(is_answer, torch.bool)
@@ -139,9 +140,10 @@ def new_state(
     return LadState(
         mask_id=mask_id,
         guided=tuple(one.cfg_scale > 0 for one in params),
-        max_steps=len(visible),
-        visible=tuple(map(tuple, visible.tolist())),
-        lengths=tuple(map(tuple, (visible + start).tolist())),
+        max_steps=max_steps,
+        visible=tuple(tuple(plan.visible.tolist()) for plan in plans),
+        starts=tuple(start.tolist()),
+        joined=(0,) * B,
         resting=(False,) * B,
         rules=row_rules(params, device),
         rule=build_token_rule(params, mask_id, eos_ids, device),
@@ -173,7 +175,7 @@ def new_state(
         columns=torch.arange(R, device=device),
         eos_ids=put(list(eos_ids)),
         step=put(0),
-        bounds=put([len(visible), 0]),
+        bounds=put([max_steps, 0]),
     )
 
 
