@@ -24,6 +24,7 @@ OP_NAMES = (
     "lora_linear",
     "packed_attention",
     "gate_up",
+    "modulated_norm",
     "quantise_rows",
     "rmsnorm_quantise",
     "swiglu_quantise",
@@ -72,6 +73,7 @@ class OpSet:
     lora_linear: Callable[..., Any]
     packed_attention: Callable[..., Any]
     gate_up: Callable[..., Any]
+    modulated_norm: Callable[..., Any]
     quantise_rows: Callable[..., Any]
     rmsnorm_quantise: Callable[..., Any]
     swiglu_quantise: Callable[..., Any]

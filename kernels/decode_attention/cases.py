@@ -15,7 +15,8 @@ SHAPES = {  # positions, C, H, G, K
 
 
 def cases(device: str, dtype: torch.dtype) -> list[dict]:
-    """Return keyword arguments: smallest, odd, model width, first and last slot, many blocks of keys, caches that are slices."""
+    """Return keyword arguments: smallest, odd, model width, first and last slot, many blocks of keys, caches that are slices, and
+    queries alone, with as many heads and with twice as many."""
     out = []
     for positions, C, H, G, K in SHAPES.values():
         B = len(positions)
@@ -25,6 +26,7 @@ def cases(device: str, dtype: torch.dtype) -> list[dict]:
         out.append({"qkv": qkv, "keys": keys, "values": values, "positions": at, "cos": angles.cos(), "sin": angles.sin()})
     packed = torch.randn(1, 3 * 15, 64, device=device).to(dtype)
     out.append({**out[2], "qkv": packed[:, 15:30]})
+    out += [{**out[1], "qkv": out[1]["qkv"][:, :6], "queries_alone": True}, {**out[2], "qkv": packed[:, :18], "queries_alone": True}]
     return out
 
 

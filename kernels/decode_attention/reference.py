@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def decode_attention(qkv: Tensor, keys: Tensor, values: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def decode_attention(
+    qkv: Tensor, keys: Tensor, values: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, queries_alone: bool = False
+) -> Tensor:
     """Rotate the new query and key, store the new key and value at their position, and attend to everything up to there.
 
     q, k = rope(q, p), rope(k, p) rounded once (op `rotary`); keys[b, p_b] = k, values[b, p_b] = v;
@@ -17,15 +19,17 @@ def decode_attention(qkv: Tensor, keys: Tensor, values: Tensor, positions: Tenso
         keys, values: `[B, C, G, K]`, same dtype, written in place; what stands beyond a sequence's position is not read.
         positions: `[B]` int64 on the device, less than C: how many tokens of each sequence are cached.
         cos, sin: `[P, K/2]` fp32, P >= C.
+        queries_alone: qkv is `[B, H, K]` without a new key and value: the key at a query's position is cached, and nothing is written.
     Returns:
         `[B, H, K]`, dtype of `qkv`.
     Raises:
         ValueError: shapes disagree.
     """
-    H, G, K = check(qkv, keys, values, positions, cos)
+    H, G, K = check(qkv, keys, values, positions, cos, queries_alone)
     B, C = keys.shape[:2]
-    q, k, v = rotated(qkv, positions, cos, sin, H, G)
-    store(keys, values, k, v, positions)
+    q, k, v = rotated(qkv, positions, cos, sin, H, 0 if queries_alone else G)
+    if not queries_alone:
+        store(keys, values, k, v, positions)
     beyond = torch.arange(C, device=qkv.device)[None] > positions[:, None]
     stacked = q.view(B, G, H // G, K) * K**-0.5
     scores = torch.matmul(stacked, keys.permute(0, 2, 3, 1)).float()  # [B, G, H/G, C]
@@ -35,14 +39,15 @@ def decode_attention(qkv: Tensor, keys: Tensor, values: Tensor, positions: Tenso
     return torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), seen).view(B, H, K)
 
 
-def check(qkv: Tensor, keys: Tensor, values: Tensor, positions: Tensor, cos: Tensor) -> tuple[int, int, int]:
+def check(qkv: Tensor, keys: Tensor, values: Tensor, positions: Tensor, cos: Tensor, queries_alone: bool = False) -> tuple[int, int, int]:
     """Return (H, G, K); raise ValueError where shapes disagree."""
     (B, N, K), (batch, C, G, width) = qkv.shape, keys.shape
-    H = N - 2 * G
+    H = N if queries_alone else N - 2 * G
     if (batch, width) != (B, K) or values.shape != keys.shape or H < 1 or H % G or positions.shape != (B,):
         shapes = tuple(tuple(t.shape) for t in (qkv, keys, values, positions))
         raise ValueError(
-            f"decode_attention: qkv, keys, values, positions are {shapes}, expected [B, H + 2G, K], twice [B, C, G, K] and [B]."
+            f"decode_attention: qkv, keys, values, positions are {shapes}, expected [B, {'H' if queries_alone else 'H + 2G'}, K], "
+            "twice [B, C, G, K] and [B]."
         )
     if cos.shape[0] < C or cos.shape[1] != K // 2:
         raise ValueError(f"decode_attention: cos is {tuple(cos.shape)}, expected at least {(C, K // 2)} to match keys {tuple(keys.shape)}.")

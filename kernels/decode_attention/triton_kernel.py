@@ -46,7 +46,7 @@ def _decode_attention_kernel(
     stride_qkv_batch, stride_qkv_head, stride_k_batch, stride_k_position, stride_k_head,
     stride_v_batch, stride_v_position, stride_v_head, stride_table,
     G, heads_per_group, half, scale_log2,
-    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_HALF: tl.constexpr, MAX_STACKED: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_HALF: tl.constexpr, MAX_STACKED: tl.constexpr, QUERIES_ALONE: tl.constexpr,
 ):  # fmt: skip
     split, row = tl.program_id(0), tl.program_id(1)
     b, g = (row // G).to(tl.int64), (row % G).to(tl.int64)
@@ -67,7 +67,9 @@ def _decode_attention_kernel(
     total = tl.zeros([MAX_STACKED], tl.float32)
     acc_first = tl.zeros([MAX_STACKED, BLOCK_HALF], tl.float32)
     acc_second = tl.zeros([MAX_STACKED, BLOCK_HALF], tl.float32)
-    if split == 0:
+    # Without a new key the one at the query's position is an ordinary one of the cache.
+    cached = position + 1 if QUERIES_ALONE else position
+    if split == 0 and not QUERIES_ALONE:
         mask_new = mask_half[None, :]
         k_first, k_second = _rotated_pair(qkv_ptr + (H + g) * stride_qkv_head + offs_half[None, :], mask_new, half, cos, sin)
         v_ptrs = qkv_ptr + (H + G + g) * stride_qkv_head + offs_half[None, :]
@@ -85,9 +87,9 @@ def _decode_attention_kernel(
         acc_second += v_second.to(tl.float32)
 
     # Stretches follow the sequence's own length, so that a short one in a large cache is shared by all programs too.
-    stretch = tl.cdiv(tl.cdiv(position, SPLITS), BLOCK_N) * BLOCK_N
+    stretch = tl.cdiv(tl.cdiv(cached, SPLITS), BLOCK_N) * BLOCK_N
     n_start = split * stretch
-    n_end = tl.minimum(position, n_start + stretch)
+    n_end = tl.minimum(cached, n_start + stretch)
     for n in tl.range(loop_bound(n_start.to(tl.int32)), loop_bound(n_end.to(tl.int32)), BLOCK_N):
         seen = n + offs_n < n_end
         mask_kv = seen[:, None] & mask_half[None, :]
@@ -129,9 +131,11 @@ def _merge_kernel(partial_ptr, log_mass_ptr, out_ptr, K, SPLITS: tl.constexpr, B
     tl.store(out_ptr + row * K + offs_k, out.to(out_ptr.dtype.element_ty), mask=mask_k)
 
 
-def decode_attention(qkv: Tensor, keys: Tensor, values: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def decode_attention(
+    qkv: Tensor, keys: Tensor, values: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, queries_alone: bool = False
+) -> Tensor:
     """Contract of the reference; K is at most MAX_HEAD_WIDTH and H/G at most MAX_STACKED. Slots nobody wrote are never read."""
-    H, G, K = check(qkv, keys, values, positions, cos)
+    H, G, K = check(qkv, keys, values, positions, cos, queries_alone)
     B, C = keys.shape[:2]
     if K > MAX_HEAD_WIDTH or H // G > MAX_STACKED:
         raise ValueError(
@@ -154,7 +158,7 @@ def decode_attention(qkv: Tensor, keys: Tensor, values: Tensor, positions: Tenso
         _decode_attention_kernel[(splits, B * G)](
             qkv, positions, cos, sin, keys, values, partial, log_mass,
             *qkv.stride()[:2], *keys.stride()[:3], *values.stride()[:3], cos.stride(0),
-            G, H // G, K // 2, scale_log2, MAX_STACKED=MAX_STACKED, **config,
+            G, H // G, K // 2, scale_log2, MAX_STACKED=MAX_STACKED, QUERIES_ALONE=queries_alone, **config,
         )  # fmt: skip
         if splits > 1:
             _merge_kernel[(B * H,)](partial, log_mass, out, K, SPLITS=splits, BLOCK_K=triton.next_power_of_2(K), num_warps=2)
@@ -179,9 +183,11 @@ def ahead_of_time() -> list[Compilation]:
         strides = {"stride_qkv_batch": N * K, "stride_qkv_head": K, "stride_table": K // 2}
         for name in ("k", "v"):
             strides.update({f"stride_{name}_batch": C * G * K, f"stride_{name}_position": G * K, f"stride_{name}_head": K})
-        sizes = {"G": G, "heads_per_group": H // G, "half": K // 2, "scale_log2": 0.18, "MAX_STACKED": MAX_STACKED}
+        sizes = {"G": G, "heads_per_group": H // G, "half": K // 2, "scale_log2": 0.18, "MAX_STACKED": MAX_STACKED, "QUERIES_ALONE": False}
         arguments = {**pointers, "positions_ptr": "*i64", **partial, **strides, **sizes, **config}
         # A tile of 16 queries is too small for the warp-group instructions of sm_90 and later.
         out.append(Compilation(_decode_attention_kernel, arguments, architectures=architectures))
+    alone = {**out[0].arguments, "QUERIES_ALONE": True, "stride_qkv_batch": 32 * 64}
+    out.append(Compilation(_decode_attention_kernel, alone))
     merge = {"partial_ptr": "*fp32", "log_mass_ptr": "*fp32", "out_ptr": "*bf16", "K": 64, "SPLITS": 32, "BLOCK_K": 64, "num_warps": 2}
     return [*out, Compilation(_merge_kernel, merge), Compilation(_merge_kernel, {**merge, "K": 96, "BLOCK_K": 128}, architectures=(90,))]
