@@ -82,7 +82,8 @@ def random_case(numbers: torch.Generator, rows: tuple[tuple[str, str], ...], R: 
     predicted = torch.where((torch.arange(B) % 3 > 0)[:, None], predicted, below(12, B, R))
     visible = torch.where(flags(0.7, B), length, 1 + (below(R, B) % length))
     block_start = below(R, B) // 2
-    steps = torch.full((B,), step)
+    # Rows that joined at different calls: every other one is a step ahead.
+    steps = step + torch.arange(B) % 2
     buffers = UpdateBuffers(
         ids=below(12, B, R + 6),
         is_open=is_open,
@@ -127,9 +128,9 @@ def random_case(numbers: torch.Generator, rows: tuple[tuple[str, str], ...], R: 
     )
     columns = (visible, below(2, B) * below(2, B), below(R + 2, B), below(R + 1, B), below(R + 1, B), 1 + below(R, B) // 4)
     columns += (below(R + 1, B), block_start, block_start + below(R, B))
-    # Every step but the one that counts holds something else.
+    # Every step but the two that count holds something else.
     whole = below(R + 1, STEPS, len(columns), B)
-    whole[min(step, STEPS - 1)] = torch.stack(columns)
+    whole[min(step, STEPS - 1)] = whole[min(step + 1, STEPS - 1)] = torch.stack(columns)
     tables = UpdateTables(whole, torch.rand(STEPS, B, generator=numbers, dtype=torch.float64))
     confidence = torch.where(flags(0.5, B, R), below(5, B, R) / 4, torch.rand(B, R, generator=numbers))
     used = frozenset(rule for rule, _ in rows) | ({"split"} if bool(rules.splits.any()) else frozenset())
