@@ -110,10 +110,12 @@ class TokenChoice:
     """What the head answers for the rows it was asked about.
 
     token: `[B, R]` int64; confidence: `[B, R]` fp32, the probability of `token` under the distribution named by the request.
+    certainty: `[B, R]` fp32, how sure the distribution is, where asked for (see `Denoisable.choose`).
     """
 
     token: Tensor
     confidence: Tensor
+    certainty: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -154,11 +156,92 @@ class Denoisable(Protocol):
         ...
 
     def choose(
-        self, rows: Tensor, rule: TokenRule, uniforms: Tensor, unconditional: Tensor | None = None, counts: tuple[int, ...] | None = None
+        self,
+        rows: Tensor,
+        rule: TokenRule,
+        uniforms: Tensor,
+        unconditional: Tensor | None = None,
+        counts: tuple[int, ...] | None = None,
+        certainty: Tensor | None = None,
     ) -> TokenChoice:
         """Final norm, LM head, guidance, bias, filters and sampling for `rows` `[B, R, D]`, one uniform `[B, R]` per row.
 
         `counts` (host integers) says how many of each sequence's rows, from the first on, are looked at; None is all R.
+        `certainty` `[B]` int64 also asks how sure each row's distribution is: 0 its token's probability, 1 the margin between its two
+        most probable tokens, 2 its negative entropy; only masked diffusion asks.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SoftInput:
+    """What stands at the open positions of a simplex decode in place of an embedding.
+
+    embedding: `[B, R, D]`, one per answer position. column: `[B, T]` int64, the answer position of a canvas position.
+    is_soft: `[B, T]` bool, canvas positions that take theirs. time: `[B]` fp32, the level of noise that is told to them.
+    """
+
+    embedding: Tensor
+    column: Tensor
+    is_soft: Tensor
+    time: Tensor
+
+
+@dataclass(frozen=True)
+class Renoise:
+    """How chosen tokens become the simplex that the next forward pass reads: sqrt(abar) of the token's corner, sqrt(1 - abar) of noise.
+
+    tokens: `[B, R]` int64, those the pass before chose, -1 ahead of the first. signal, sigma: `[B]` fp32 of the next pass.
+    seeds, steps: `[B]` int64; columns: `[R]` int64; purpose: they name the noise. noise: `[B, R, V]` fp32 in its place, for the
+    sequences that `keeps` names. turn: (signal, sigma) of this pass's schedule and of the simplex it read, each `[B]`: that noise is then
+    what this pass's prediction leaves of the old one, and is written back (DDIM).
+    """
+
+    tokens: Tensor
+    signal: Tensor
+    sigma: Tensor
+    seeds: Tensor
+    steps: Tensor
+    columns: Tensor
+    purpose: int
+    noise: Tensor | None = None
+    keeps: tuple[bool, ...] = ()
+    turn: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+
+class SimplexDenoisable(Protocol):
+    """What a simplex denoiser needs from a model; value is k, the size of the simplex's corners."""
+
+    value: float
+
+    def begin(self, renoise: Renoise, counts: tuple[int, ...] | None = None) -> Tensor:
+        """Return `[B, R, D]`, mean embeddings ahead of the first pass: of noise alone and the uniform prediction."""
+        ...
+
+    def read_rows(
+        self,
+        ids: Tensor,
+        soft: SoftInput,
+        positions: Tensor,
+        lengths: tuple[int, ...] | Tensor,
+        unread: tuple[bool, ...] | None = None,
+    ) -> Tensor:
+        """Return `[B, R, D]`, the hidden rows that predict `positions`; lengths and unread as in `Denoisable.read_rows`."""
+        ...
+
+    def choose(
+        self,
+        rows: Tensor,
+        positions: Tensor,
+        rule: TokenRule,
+        uniforms: Tensor,
+        renoise: Renoise,
+        counts: tuple[int, ...] | None = None,
+        guide: Any = None,
+    ) -> tuple[TokenChoice, Tensor]:
+        """Choose a token for each of `rows` `[B, R, D]`, renoise it, and return the mean embeddings `[B, R, D]` of the next pass.
+
+        guide: `(sequence, logits [R, V]) -> logits`, see `SimplexDenoiser`. What is beyond counts[b] means nothing.
         """
         ...
 

@@ -33,6 +33,7 @@ OP_NAMES = (
     "choose_token",
     "lm_head",
     "renoise",
+    "gaussian_noise",
     "soft_embedding",
     "update",
     "structured_noise",
@@ -82,6 +83,7 @@ class OpSet:
     choose_token: Callable[..., Any]
     lm_head: Callable[..., Any]
     renoise: Callable[..., Any]
+    gaussian_noise: Callable[..., Any]
     soft_embedding: Callable[..., Any]
     update: Callable[..., Any]
     structured_noise: Callable[..., Any]

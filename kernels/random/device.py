@@ -54,6 +54,15 @@ def normal_pair(u, turn):
 
 
 @triton.jit
+def normals_at(seed, position, step, purpose, first, BLOCK: tl.constexpr):
+    """Return the normal numbers [first, first + BLOCK) of (seed, position, step, purpose); `first` is a multiple of 4."""
+    w0, w1, w2, w3 = words_at(seed, position, step, purpose, first // 4 + tl.arange(0, BLOCK // 4))
+    z0, z1 = normal_pair(unit_of(w0), unit_of(w1))
+    z2, z3 = normal_pair(unit_of(w2), unit_of(w3))
+    return tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (BLOCK,))
+
+
+@triton.jit
 def uniform_at(seed, position, step, purpose):
     """Return the fp32 number of (seed, position, step, purpose); `position` is a block or a number, the others are numbers."""
     word, _, _, _ = words_at(seed, position, step, purpose, tl.full((), 0, tl.uint32))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..ahead_of_time import ARCHITECTURES, Compilation
 from ..device_math import loop_bound
-from ..random.device import normal_pair, unit_of, words_at
+from ..random.device import normals_at
 from .reference import check
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -45,11 +45,7 @@ def _scores(noise_ptr, first, token, shift, spread, seed, position, step, purpos
     """Return s log2(e) of the ids [first, first + BLOCK), -inf from V on."""
     offs_v = first + tl.arange(0, BLOCK)
     if IS_DRAWN:
-        groups = first // 4 + tl.arange(0, BLOCK // 4)
-        w0, w1, w2, w3 = words_at(seed, position, step, purpose, groups)
-        z0, z1 = normal_pair(unit_of(w0), unit_of(w1))
-        z2, z3 = normal_pair(unit_of(w2), unit_of(w3))
-        z = tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (BLOCK,))
+        z = normals_at(seed, position, step, purpose, first, BLOCK)
     else:
         z = tl.load(noise_ptr + offs_v, mask=offs_v < V, other=0.0)
     scores = z * spread + tl.where(offs_v == token, shift, 0.0)

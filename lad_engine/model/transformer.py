@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ..contracts import ModelFacts
 from ..errors import AdapterError, CheckpointError
+from ..families import TIME_EMBEDDING
 from .adapter_rows import AdapterRows
 from .head import Head
 from .kv_cache import KVCache
@@ -73,14 +74,18 @@ class Transformer(nn.Module):
     """The decoder of Llama 2/3.x, SmolLM2, Mistral and Qwen2/2.5 checkpoints with fused q/k/v and gate/up weights.
 
     Construct with `from_tensors`; `projection` and `norm` give the parameters behind a checkpoint's own module names.
-    `adapter_rows` says which resident adapter each sequence uses, where an AdapterStore holds several.
+    `adapter_rows` says which resident adapter each sequence uses, where an AdapterStore holds several. `time_embed` `[D]` is the vector
+    a simplex denoiser adds to its noisy positions, None without one.
     """
 
     adapter_rows: AdapterRows | None = None
+    time_embed: nn.Parameter | None = None
 
     def __init__(self, facts: ModelFacts, ops: Any, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.facts, self.ops = facts, ops
+        if facts.extra.get("has_time_embedding"):
+            self.time_embed = _norm(facts.width, dtype, device)
         self.embed = nn.Parameter(torch.empty(facts.vocab_size, facts.width, dtype=dtype, device=device), requires_grad=False)
         self.layers = nn.ModuleList(DecoderLayer(facts, index, dtype, device) for index in range(facts.layers))
         self.head = Head(facts, ops, self.embed if facts.has_tied_head else None, dtype, device)
@@ -113,12 +118,14 @@ class Transformer(nn.Module):
         is_causal: bool = False,
         recomputes: bool = False,
         mask: Tensor | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
         """Map ids `[B, T]` int64 to hidden states `[B, T, D]` before the final norm.
 
         lengths: `[B]` on the device where sequences end before T; cache implies causal decoding at the cache's position.
         recomputes: keep only each layer's input for the backward pass (gradient checkpointing).
         mask: `[T, T]` bool, which key each query may see (training with an annealed mask); lengths are then not looked at.
+        embedded: `[B, T, D]`, read in place of the embeddings of `ids`.
         Raises:
             CheckpointError: the canvas is longer than the checkpoint's position range.
         """
@@ -129,7 +136,7 @@ class Transformer(nn.Module):
                 f"canvas: {end} positions, expected at most {self.facts.max_positions} (max_position_embeddings of the base)."
             )
         tables = (self.cos[start:end], self.sin[start:end])
-        x, residual = nn.functional.embedding(ids, self.embed), None
+        x, residual = nn.functional.embedding(ids, self.embed) if embedded is None else embedded, None
         for layer in self.layers:
             args = (x, residual, tables, lengths, cache, is_causal or cache is not None, self.ops, mask)
             x, residual = recompute(layer, *args, use_reentrant=False) if recomputes else layer(*args)
@@ -150,6 +157,8 @@ class Transformer(nn.Module):
         for layer in self.layers:
             out[f"{layer.prefix}.input_layernorm.weight"] = layer.input_norm.data
             out[f"{layer.prefix}.post_attention_layernorm.weight"] = layer.post_norm.data
+        if self.time_embed is not None:
+            out[TIME_EMBEDDING] = self.time_embed.data[:, None]
         return out
 
     def projection(self, path: str) -> tuple[Projection, int, int]:
@@ -171,9 +180,14 @@ class Transformer(nn.Module):
     def norm(self, path: str) -> nn.Parameter:
         """Return the `[D]` weight of a norm such as "model.norm" or "model.layers.3.input_layernorm".
 
+        "timestep_embed" is the time vector; a base that has none gets zeros, which change nothing.
         Raises:
             AdapterError: no such norm.
         """
+        if f"{path}.weight" == TIME_EMBEDDING:
+            if self.time_embed is None:
+                self.time_embed = nn.Parameter(torch.zeros_like(self.head.norm), requires_grad=False)
+            return self.time_embed
         norms = {"model.norm": self.head.norm}
         for layer in self.layers:
             norms[f"{layer.prefix}.input_layernorm"] = layer.input_norm
