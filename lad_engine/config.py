@@ -21,6 +21,8 @@ ALIASES = {
 REMASKINGS = ("none", "random", "clusters", "bernoulli", "confidence", "weighted", "transfer")
 # DiffuLLaMA's two samplers, Dream's four rules, and LLaDA's budget per block.
 REVEALS = ("random", "confidence", "origin", "maskgit_plus", "topk_margin", "entropy", "transfer")
+# Rules whose every reveal is drawn before the first step.
+PREDRAWN = ("random", "origin")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DRIVERS = ("auto", "eager", "replay", "loop")
 PRECISIONS = ("auto", "fp8", "int8", "int8_weights")

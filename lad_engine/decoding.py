@@ -14,6 +14,8 @@ from .config import EngineConfig, SamplingParams
 from .contracts import Canvas, ModelFacts
 from .denoisers.lad import LadDenoiser
 from .denoisers.lad_bucket import LadBuckets
+from .denoisers.masked import MaskedDenoiser
+from .denoisers.masked_bucket import MaskedBuckets
 from .errors import CaptureError, DeviceMemoryError
 from .model.cache import cache_root
 from .model.language_model import LanguageModel
@@ -29,6 +31,7 @@ from .runtime.simulated_capture import SimulatedCapture
 # A decoding family: its denoiser, built with (model, ops), and its buckets, built with the longest canvas (`runtime.graphs.Family`).
 DENOISERS: dict[str, tuple[Any, Any]] = {
     "lad": (LadDenoiser, LadBuckets),
+    "masked": (MaskedDenoiser, MaskedBuckets),
 }
 
 log = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..contracts import ModelFacts, TokenChoice, TokenRule
 from .adapter_rows import AdapterRows, spanning
+from .certainty import certainty_of
 from .projection import Projection
 
 # A sequence is read, and logits exist outside an op, this many rows at a time; with fewer the head weight would be read more often than
@@ -59,6 +60,7 @@ class Head(nn.Module):
         unconditional: Tensor | None = None,
         counts: Sequence[int] | None = None,
         guided: Sequence[bool] | None = None,
+        certainty: Tensor | None = None,
     ) -> TokenChoice:
         """Choose a token for the first counts[b] rows of each sequence of `[B, R, D]`, or for all of them at once where counts is None.
 
@@ -67,6 +69,7 @@ class Head(nn.Module):
         With counts, a sequence's GEMMs have the shapes, and its rows the bits, they have without batch-mates; `guided` then names the
         sequences whose unconditional rows are read, None all. Without counts nothing depends on host data, and a row's bits depend on
         its batch-mates as far as the backend of `lm_head` lets them.
+        certainty: `[B]` int64, see `certainty.certainty_of`; None asks for none.
         Returns:
             TokenChoice of `[B, R]`, zeros beyond a sequence's count.
         """
@@ -75,32 +78,35 @@ class Head(nn.Module):
             # Guided rows are read in chunks, which must not mix sequences of different adapters.
             counts = (R,) * B
         if counts is None:
-            tables = _Tables.of(rule, lambda table: table[:, None].expand(B, R, *table.shape[1:]).flatten(0, 1))
+            tables = _Tables.of(rule, certainty, lambda table: table[:, None].expand(B, R, *table.shape[1:]).flatten(0, 1))
             base = None if unconditional is None else unconditional.flatten(0, 1)
             with spanning(self.adapter_rows, 0, B):
-                token, confidence = self._choose_rows(rows.flatten(0, 1), base, uniforms.flatten(), tables, rule)
-            return TokenChoice(token.view(B, R), confidence.view(B, R))
-        token = torch.zeros(B, R, dtype=torch.int64, device=rows.device)
-        confidence = torch.zeros(B, R, dtype=torch.float32, device=rows.device)
+                chosen = self._choose_rows(rows.flatten(0, 1), base, uniforms.flatten(), tables, rule)
+            return TokenChoice(*(None if part is None else part.view(B, R) for part in chosen))
+        out = self._blank((B, R), rows.device, certainty is not None)
         for b, rows_read in enumerate(counts):
             is_guided = unconditional is not None and (guided is None or guided[b])
             for part in _chunks(rows_read):
-                tables = _Tables.of(rule, lambda table, b=b, n=part.stop - part.start: table[b].expand(n, *table.shape[1:]))
+                size = part.stop - part.start
+                tables = _Tables.of(rule, certainty, lambda table, b=b, n=size: table[b].expand(n, *table.shape[1:]))
                 base = unconditional[b, part] if is_guided else None
                 with spanning(self.adapter_rows, b, b + 1):
-                    token[b, part], confidence[b, part] = self._choose_rows(rows[b, part], base, uniforms[b, part], tables, rule)
-        return TokenChoice(token, confidence)
+                    _put(out, (b, part), self._choose_rows(rows[b, part], base, uniforms[b, part], tables, rule))
+        return TokenChoice(*out)
+
+    def _blank(self, shape: tuple[int, ...], device: torch.device, has_certainty: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        zeros = torch.zeros(shape, dtype=torch.float32, device=device)
+        return torch.zeros(shape, dtype=torch.int64, device=device), zeros, zeros.clone() if has_certainty else None
 
     def _choose_rows(
         self, rows: Tensor, unconditional: Tensor | None, uniforms: Tensor, tables: _Tables, rule: TokenRule
-    ) -> tuple[Tensor, Tensor]:
-        """Return (token, confidence) `[N]` of `rows` `[N, D]`: by one op, or over logits where guidance or an adapter needs them."""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Choose for `[N, D]` rows at once, with one entry of `tables` per row; logits exist ROWS_PER_CHUNK rows at a time."""
         static = {"max_top_k": rule.max_top_k, "samples_all": rule.samples_all}
-        if unconditional is None and self._has_plain_weight(rows.dtype):
+        if unconditional is None and tables.certainty is None and self._has_plain_weight(rows.dtype):
             columns = (*tables.columns, rule.bias_ids, tables.bias_values)
-            return self.ops.lm_head(self.normed(rows), self.projection.weight, uniforms, *columns, **static)
-        token = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-        confidence = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
+            return *self.ops.lm_head(self.normed(rows), self.projection.weight, uniforms, *columns, **static), None
+        out = self._blank((len(rows),), rows.device, tables.certainty is not None)
         for part in _chunks(len(rows)):
             logits = self.logits(rows[part])
             if unconditional is not None:
@@ -109,8 +115,10 @@ class Head(nn.Module):
                 # Selected, not scaled by zero: an unguided row keeps the bits it has alone.
                 logits = torch.where(scale > 0, base + (scale + 1.0) * (logits - base), logits)
             columns = (*(column[part] for column in tables.columns), rule.bias_ids, tables.bias_values[part])
-            token[part], confidence[part] = self.ops.choose_token(logits, uniforms[part], *columns, **static)
-        return token, confidence
+            chosen = self.ops.choose_token(logits, uniforms[part], *columns, **static)
+            sure = None if tables.certainty is None else certainty_of(logits, tables.certainty[part], *columns, max_top_k=rule.max_top_k)
+            _put(out, part, (*chosen, sure))
+        return out
 
     def _has_plain_weight(self, dtype: torch.dtype) -> bool:
         """Whether logits are rows times one matrix: no adapter beside it, no bias, no quantised weight."""
@@ -124,11 +132,19 @@ class _Tables(NamedTuple):
     columns: tuple[Tensor, ...]
     bias_values: Tensor
     cfg_scale: Tensor
+    certainty: Tensor | None
 
     @classmethod
-    def of(cls, rule: TokenRule, per_row: Callable[[Tensor], Tensor]) -> _Tables:
+    def of(cls, rule: TokenRule, certainty: Tensor | None, per_row: Callable[[Tensor], Tensor]) -> _Tables:
         columns = (rule.temperature, rule.top_k, rule.top_p, rule.drop_crossing, rule.full_confidence)
-        return cls(tuple(map(per_row, columns)), per_row(rule.bias_values), per_row(rule.cfg_scale))
+        kinds = None if certainty is None else per_row(certainty)
+        return cls(tuple(map(per_row, columns)), per_row(rule.bias_values), per_row(rule.cfg_scale), kinds)
+
+
+def _put(out: Sequence[Tensor | None], where: Any, values: Sequence[Tensor | None]) -> None:
+    for target, value in zip(out, values, strict=True):
+        if target is not None:
+            target[where] = value
 
 
 def _chunks(count: int) -> Iterator[slice]:

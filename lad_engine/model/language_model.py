@@ -65,7 +65,13 @@ class LanguageModel:
         return read
 
     def choose(
-        self, rows: Tensor, rule: TokenRule, uniforms: Tensor, unconditional: Tensor | None = None, counts: tuple[int, ...] | None = None
+        self,
+        rows: Tensor,
+        rule: TokenRule,
+        uniforms: Tensor,
+        unconditional: Tensor | None = None,
+        counts: tuple[int, ...] | None = None,
+        certainty: Tensor | None = None,
     ) -> TokenChoice:
         """Choose tokens for `rows` `[B, R, D]`; see `Head.choose`."""
-        return self.head.choose(rows, rule, uniforms, unconditional, counts)
+        return self.head.choose(rows, rule, uniforms, unconditional, counts, certainty=certainty)
