@@ -90,27 +90,40 @@ class PairedModel:
     logits: tuple[float, float, int] = (0.0, 0.0, 0)
     _rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _choices: tuple[TokenChoice, TokenChoice] | None = None
+    _counts: tuple[int, ...] | None = None
 
     def read_rows(self, *arguments: Any, **named: Any) -> Tensor:
         """Read the rows of both models; the first one's go on, and `choose` finds the second one's by their order."""
         self._rows.append((self.exact.read_rows(*arguments, **named), self.quantised.read_rows(*arguments, **named)))
         return self._rows[-1][0]
 
-    def choose(self, rows: Tensor, rule: TokenRule, uniforms: Tensor, unconditional: Tensor | None = None, *more: Any, **named: Any) -> Any:
+    def choose(
+        self,
+        rows: Tensor,
+        rule: TokenRule,
+        uniforms: Tensor,
+        unconditional: Tensor | None = None,
+        counts: tuple[int, ...] | None = None,
+        **named: Any,
+    ) -> TokenChoice:
         """Choose by both models with the same uniforms; returns the first one's choice."""
         others = [other for _, other in self._rows] + [None]
-        theirs = self.quantised.choose(others[0], rule, uniforms, others[1], *more, **named)
-        ours = self.exact.choose(rows, rule, uniforms, unconditional, *more, **named)
-        self._choices = (ours, theirs)
+        theirs = self.quantised.choose(others[0], rule, uniforms, others[1], counts, **named)
+        ours = self.exact.choose(rows, rule, uniforms, unconditional, counts, **named)
+        self._choices, self._counts = (ours, theirs), counts
         return ours
 
-    def count(self, is_counted: Tensor, eos_ids: Tensor, step: int) -> None:
-        """Compare the last step at the positions `is_counted` `[B, R]`, as step number `step` of its decode."""
+    def count(self, is_open: Tensor, eos_ids: Tensor, step: int) -> None:
+        """Compare the last step at the open positions `[B, R]` that were read, as step number `step` of its decode."""
         assert self._choices is not None, "count follows a step"
         (ours, theirs), (rows, other_rows) = self._choices, self._rows[0]
         self._rows.clear()
         while len(self.steps) <= step:
             self.steps.append(_Step())
+        is_counted = is_open
+        if self._counts is not None:
+            read = torch.tensor(self._counts, device=is_open.device)
+            is_counted = is_open & (torch.arange(is_open.shape[1], device=is_open.device) < read[:, None])
         token, other = ours.token[is_counted], theirs.token[is_counted]
         if not token.numel():
             return

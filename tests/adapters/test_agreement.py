@@ -70,6 +70,14 @@ def test_two_batches_share_the_numbers_of_their_steps():
     assert pair.totals()["step_agreement"] == (7 / 8, 1.0)
 
 
+def test_positions_that_were_not_read_do_not_count():
+    pair = PairedModel(ScriptedModel(([1, 1, 1, 1], [0.5] * 4)), ScriptedModel(([1, 2, 2, 2], [0.5] * 4)))
+    rows = pair.read_rows(None, torch.arange(4)[None], (4,))
+    pair.choose(rows, None, None, None, (2,))
+    pair.count(torch.ones(1, 4, dtype=torch.bool), EOS, 0)
+    assert (pair.totals()["positions"], pair.totals()["token_agreement"]) == (2, 0.5)
+
+
 def report(**changes) -> AgreementReport:
     names = {"adapter": "a", "base": "b", "base_fingerprint": "f", "precision": "int8", "dtype": "float32", "device": "cpu", "profile": "p"}
     figures = dict.fromkeys((field.name for field in dataclasses.fields(AgreementReport) if field.name not in (*names, "floor")), 1.0)
