@@ -267,12 +267,10 @@ class Engine:
         pair = PairedModel(LanguageModel(exact, bool(self.config.batch_invariant)), self.model)
         denoiser, params, prompts = LadDenoiser(pair, self.ops), params or self.sampling(), list(prompts or SENTENCES)
         for start in range(0, len(prompts), batch_size):
-            canvases = [self._lay_out(prompt, params, self.adapter_facts) for prompt in prompts[start : start + batch_size]]
-            each = [params] * len(canvases)
+            canvases, each = self._batch(prompts[start : start + batch_size], params)
             state = denoiser.begin(canvases, each, mask_id=self.mask_id, eos_ids=self.eos_ids, device=self.config.device)
             for step in steps(denoiser, state):
-                visible = state.tables.visible_at(state.step - 1)[:, None]
-                pair.count(state.is_open & (state.columns < visible) & state.acted[:, None], state.eos_ids, step)
+                pair.count(state.is_open, state.eos_ids, step)
         facts, names = self.facts, (self.config.precision, self.config.dtype, self.config.device, params.profile)
         adapter = self.adapter_facts.name if self.adapter_facts else None
         report = AgreementReport(adapter, facts.name, facts.fingerprint, *names, len(prompts), **pair.totals())
