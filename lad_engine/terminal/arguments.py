@@ -63,7 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_request(parser.add_argument_group("request"))
-    _add_sampling(parser.add_argument_group("decoding", "unset means: as the profile says"))
+    decoding = parser.add_argument_group("decoding", "unset means: as the profile says")
+    decoding.add_argument("--profile", metavar="NAME", help="named set of the settings below (default: the adapter's), see --list-profiles")
+    add_sampling(decoding)
     _add_engine(parser.add_argument_group("engine"))
     _add_output(parser.add_argument_group("output"))
     return parser
@@ -109,8 +111,8 @@ def _add_request(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--format", metavar="{chat,space,raw}", help="prompt format (default: the adapter's)")
 
 
-def _add_sampling(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--profile", metavar="NAME", help="named set of the settings below (default: the adapter's), see --list-profiles")
+def add_sampling(group: argparse._ArgumentGroup) -> None:
+    """Give a group one flag per field of SamplingParams; what is not given stays out of the namespace."""
     aliases = {name: [alias for alias, canonical in ALIASES.items() if canonical == name] for name in SAMPLING_HELP}
     for field in dataclasses.fields(SamplingParams):
         if field.name == "profile":
