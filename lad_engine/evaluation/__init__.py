@@ -1,0 +1,1 @@
+"""Evaluation: tasks with the paper's settings, likelihoods, fluency under a judge, baselines, and the search for a decode profile."""

@@ -1,0 +1,81 @@
+"""How an answer is read out of a text; every rule is here, in the order in which it is tried."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+
+LETTERS = "ABCDEFGHIJ"
+_NUMBER = re.compile(r"-?\$?\s?\d[\d,]*(?:\.\d+)?")
+_FENCE = re.compile(r"```(?:[a-zA-Z]+)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+
+
+def chosen_option(text: str, choices: Sequence[str]) -> int | None:
+    """Return which option a text chooses, None where it chooses none.
+
+    1. A letter behind "answer is", "answer:", "option" or "choice" ("The answer is (B)").
+    2. A letter that is the whole text, or begins it and is followed by `.`, `)`, `:` or `,`; or one in brackets anywhere, "(B)".
+    3. The one option whose words occur in the text; where an option contains another one, the longer counts. Several: none.
+    """
+    letters = LETTERS[: len(choices)]
+    patterns = (
+        rf"(?i:\b(?:answer\s+is|answer\s*:|option|choice))\s*:?\s*\(?\**([{letters}])\b",
+        rf"^\W*([{letters}])(?:\W*$|[.):,])",
+        rf"\(([{letters}])\)",
+    )
+    for pattern in patterns:
+        found = re.search(pattern, text)
+        if found:
+            return letters.index(found[1])
+    heard = f" {_words(text)} "
+    named = [index for index, choice in enumerate(choices) if _words(choice) and f" {_words(choice)} " in heard]
+    longest = [
+        one for one in named if not any(one != other and f" {_words(choices[one])} " in f" {_words(choices[other])} " for other in named)
+    ]
+    return longest[0] if len(longest) == 1 else None
+
+
+def last_number(text: str) -> Decimal | None:
+    """Return the number a solution ends with: the first one behind the last `####`, else behind the last "answer is", else the last one."""
+    for marker in ("####", "answer is"):
+        _, found, tail = text.rpartition(marker)
+        numbers = _NUMBER.findall(tail) if found else []
+        if numbers:
+            return _value(numbers[0])
+    numbers = _NUMBER.findall(text)
+    return _value(numbers[-1]) if numbers else None
+
+
+def first_word(text: str) -> str:
+    """Return the first word of a continuation, in lower case and without punctuation around it."""
+    words = _words(text).split()
+    return words[0] if words else ""
+
+
+def program(text: str, prompt: str, entry_point: str) -> str:
+    """Return the program an answer makes of a function's head and docstring.
+
+    The first fenced block, else the whole text. Where it defines the function, the prompt's import lines are put in front of it; otherwise
+    it is taken as the function's body, indented where it is not.
+    """
+    found = _FENCE.search(text)
+    code = found[1] if found else text
+    if re.search(rf"^\s*def\s+{re.escape(entry_point)}\b", code, re.MULTILINE):
+        imports = [line for line in prompt.splitlines() if re.match(r"(from|import)\s", line)]
+        return "\n".join([*imports, code])
+    lines = code.strip("\n").splitlines()
+    if lines and not lines[0].startswith((" ", "\t")):
+        lines = [f"    {line}" for line in lines]
+    return prompt + "\n".join(lines) + "\n"
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"[\w'’-]+", text.lower()))
+
+
+def _value(number: str) -> Decimal | None:
+    try:
+        return Decimal(re.sub(r"[$,\s]", "", number)).normalize()
+    except InvalidOperation:
+        return None

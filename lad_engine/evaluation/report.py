@@ -1,0 +1,86 @@
+"""Results as files: one JSON with every condition, a Markdown table, and plots."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError
+from .plots import plot_convergence, plot_quality
+
+COLUMNS = {
+    "accuracy": "accuracy",
+    "accuracy_per_character": "per character",
+    "answered": "answered",
+    "pass_at_1": "pass@1",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "target_perplexity": "target PPL",
+    "perplexity": "judge PPL",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "distinct_3": "distinct-3",
+    "repetition": "repetition",
+    "nfe": "NFE",
+    "tpf": "TPF",
+    "settled_at": "settled at",
+}
+DECIMALS = {"perplexity": 1, "target_perplexity": 1, "nfe": 1, "settled_at": 1, "tpf": 2}
+
+
+def write_report(out: Path, command: str, records: Sequence[Mapping[str, Any]], more: Mapping[str, Any] | None = None) -> list[Path]:
+    """Write `<out>` (JSON), `<out stem>.md` and, with matplotlib, the plots; returns the paths written.
+
+    The JSON holds no date and no time taken: the same command on the same machine gives the same bytes.
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    result = {
+        "command": command,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **(more or {}),
+        "conditions": [{name: value for name, value in record.items() if name != "rows"} for record in records],
+    }
+    table = out.with_suffix(".md")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        table.write_text(markdown(command, records), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"out: {out} cannot be written ({error.strerror}). Choose another --out.") from error
+    open_records = [record for record in records if record["task"] == "open"]
+    plots = (
+        plot_quality(out.with_suffix(".quality.png"), open_records),
+        plot_convergence(out.with_suffix(".convergence.png"), open_records),
+    )
+    return [out, table, *(path for path in plots if path is not None)]
+
+
+def markdown(command: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """Return one table per task: a condition per line, 95 % intervals in brackets."""
+    lines = [f"`{command}`", ""]
+    for task in dict.fromkeys(record["task"] for record in records):
+        own = [record for record in records if record["task"] == task]
+        columns = [name for name in COLUMNS if any(name in record["metrics"] for record in own)]
+        lines += [f"### {task}", "", "| condition | n | " + " | ".join(COLUMNS[name] for name in columns) + " |"]
+        lines.append("|---|---:|" + "---|" * len(columns))
+        for record in own:
+            cells = (shown(name, record["metrics"].get(name)) for name in columns)
+            lines.append(f"| {record['condition']} | {record['examples']} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def shown(name: str, metric: Mapping[str, Any] | None) -> str:
+    """Return a metric as `value [low, high]`, as far as there are such."""
+    if metric is None or metric["value"] is None:
+        return ""
+    digits = DECIMALS.get(name, 3)
+    text = f"{metric['value']:.{digits}f}"
+    return text if metric["low"] is None else f"{text} [{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"

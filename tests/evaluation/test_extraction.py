@@ -1,0 +1,104 @@
+"""Reading answers out of texts: options, numbers, words, programs; and the numbers read off texts alone."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from lad_engine.evaluation import intervals
+from lad_engine.evaluation.extraction import chosen_option, first_word, last_number, program
+from lad_engine.evaluation.text_metrics import distinct, repetition, rouge_l, rouge_n
+
+CHOICES = ("an apple", "a pear", "a pear tree", "nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("B", 1),
+        ("(C)", 2),
+        ("D.", 3),
+        ("The answer is (B), not A.", 1),
+        ("Answer: C", 2),
+        ("A pear.", 1),
+        ("It is a pear tree in a garden", 2),
+        ("I would say an apple or nothing", None),
+        ("An apple", 0),
+        ("E", None),
+        ("", None),
+        ("A dog is an animal", None),
+        ("Nothing at all", 3),
+    ],
+)
+def test_an_option_is_read_from_a_letter_or_from_its_words(text, chosen):
+    assert chosen_option(text, CHOICES) == chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("2 + 3 = 5\n#### 5", "5"),
+        ("#### $1,234.50 dollars, 3 of them", "1234.5"),
+        ("The answer is 18. I checked it 2 times.", "18"),
+        ("first 3 then -4", "-4"),
+        ("5.00", "5"),
+        ("none", None),
+        ("####\nso it is 7", "7"),
+    ],
+)
+def test_a_solution_ends_with_its_number(text, number):
+    assert last_number(text) == (None if number is None else Decimal(number))
+
+
+def test_the_first_word_has_neither_case_nor_marks():
+    assert first_word(' "Signs," he said') == "signs"
+    assert first_word("...") == ""
+
+
+HEAD = 'from typing import List\n\ndef double(x: int) -> int:\n    """Twice."""\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Here it is:\n```python\ndef double(x: int) -> int:\n    return 2 * x\n```\nDone.",
+        "def double(x: int) -> int:\n    return 2 * x",
+        "```\nreturn 2 * x\n```",
+        "    return 2 * x",
+    ],
+)
+def test_a_program_is_a_block_a_function_or_its_body(text):
+    names: dict = {}
+    exec(program(text, HEAD, "double"), names)
+    assert names["double"](4) == 8
+    assert "List" in names
+
+
+def test_rouge_by_hand():
+    assert rouge_n("the cat sat", "the cat ran", 1) == pytest.approx(2 / 3)
+    assert rouge_n("the cat sat", "the cat ran", 2) == pytest.approx(1 / 2)
+    assert rouge_l("a b c d", "a c x d") == pytest.approx(3 / 4)
+    assert rouge_l("", "a") == rouge_n("x", "y", 1) == 0.0
+    # clipped: three of one word match one
+    assert rouge_n("the the the", "the end", 1) == pytest.approx(2 / 5)
+
+
+def test_variety_and_repetition_by_hand():
+    assert distinct(["a b a b"], 2) == pytest.approx(2 / 3)
+    assert distinct([], 1) == 0.0
+    assert repetition("no no no") == pytest.approx(2 / 3)
+    assert repetition("one two three four") == 0.0
+    assert repetition("a b c a b c") == pytest.approx(1 / 6)
+
+
+def test_intervals_are_the_known_ones_and_the_same_each_time():
+    metric = intervals.share([True] * 8 + [False] * 2)
+    # Wilson's interval for 8 of 10, from the published formula
+    assert (metric["value"], metric["n"]) == (0.8, 10)
+    assert (metric["low"], metric["high"]) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert intervals.mean([1.0, 2.0, 4.0]) == intervals.mean([1.0, 2.0, 4.0])
+    low, value, high = (intervals.mean(list(range(100)))[name] for name in ("low", "value", "high"))
+    assert value == 49.5 and 42 < low < 46 and 53 < high < 57
+    assert intervals.ratio([2.0, 0.0], [1.0, 1.0], exponential=True)["value"] == pytest.approx(2.718281828)
+    assert intervals.share([])["value"] is None and intervals.ratio([0.0], [0.0])["value"] is None
