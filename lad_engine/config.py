@@ -23,6 +23,8 @@ REMASKINGS = ("none", "random", "clusters", "bernoulli", "confidence", "weighted
 REVEALS = ("random", "confidence", "origin", "maskgit_plus", "topk_margin", "entropy", "transfer")
 # Rules whose every reveal is drawn before the first step.
 PREDRAWN = ("random", "origin")
+SOLVERS = ("euler", "midpoint", "heun2", "heun3", "rk4", "fehlberg2", "adaptive_heun", "bosh3")
+ADAPTIVE_SOLVERS = SOLVERS[5:]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DRIVERS = ("auto", "eager", "replay", "loop")
 PRECISIONS = ("auto", "fp8", "int8", "int8_weights")
@@ -36,8 +38,12 @@ CHOICES = {
     "confidence": ("kept", "full"),
     "eos_treatment": ("none", "low_confidence", "forbid"),
     "reveal": REVEALS,
+    "solver": SOLVERS,
+    "flow_estimate": ("sample", "average", "average_normalised", "average_nearest"),
+    "transition": ("ddpm", "ddim"),
+    "reward_rule": ("last_token", "reference"),
 }
-LEAST = {"max_new_tokens": 1, "steps": 1, "block_length": 1, "tokens_per_step": 1, "top_k": 0, "seed": 0}
+LEAST = {"max_new_tokens": 1, "steps": 1, "block_length": 1, "tokens_per_step": 1, "top_k": 0, "flow_label": 0, "seed": 0, "reward_steps": 1}
 RANGES = {
     "temperature": (0.0, 100.0),
     "top_p": (0.0, 1.0),
@@ -51,8 +57,14 @@ RANGES = {
     "factor": (0.0, 1000.0),
     "reveal_temperature": (0.0, 100.0),
     "time_floor": (0.0, 0.5),
+    "flow_end": (0.0, 1.0),
+    "flow_temperature": (0.0, 100.0),
+    "flow_power": (0.0, 100.0),
+    "flow_tolerance": (1e-9, 1.0),
+    "reward_scale": (0.0, 1e6),
+    "reward_temperature": (1e-3, 100.0),
 }
-MAY_BE_NONE = ("block_length", "tokens_per_step", "threshold", "factor")
+MAY_BE_NONE = ("block_length", "tokens_per_step", "threshold", "factor", "flow_label")
 RENOISING = tuple(name for name in REMASKINGS if name not in ("none", "transfer"))
 # What the autoregressive baseline reads, and what it does where nothing is asked for: greedy, over the whole vocabulary.
 READ_AUTOREGRESSIVELY = (
@@ -102,6 +114,12 @@ READ_WITH: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
         lambda p: p["reveal"] in ("origin", "maskgit_plus", "topk_margin", "entropy"),
         "reveal origin, maskgit_plus, topk_margin or entropy",
     ),
+    "flow_power": (lambda p: p["flow_temperature"] > 0, "flow_temperature above 0"),
+    "flow_tolerance": (lambda p: p["solver"] in ADAPTIVE_SOLVERS, f"solver {', '.join(ADAPTIVE_SOLVERS)}"),
+    **{
+        name: (lambda p: p["reward_scale"] > 0, "reward_scale above 0")
+        for name in ("reward_steps", "reward_temperature", "reward_hard", "reward_rule")
+    },
 }
 
 
@@ -133,6 +151,18 @@ class SamplingParams:
         positions stay hidden; "origin", "maskgit_plus", "topk_margin", "entropy" Dream's; "transfer" LLaDA's equal share per step, in
         blocks of block_length. threshold: also reveal what is at least this sure; factor: also the n surest while the k-th of them is
         at least 1 - factor / (k + 1) sure. reveal_temperature: Gumbel noise on Dream's order. time_floor: the time Dream ends at.
+    Simplex diffusion (TESS 2):
+        transition: "ddpm" draws fresh noise every step, "ddim" keeps what the prediction leaves of the old noise (and its `[A, V]`).
+        reward_scale: the logits move this far along the gradient of the engine's reward model, reward_steps times a step; 0 is off.
+        reward_temperature: of the softmax it reads; reward_hard: it reads the most probable tokens, the gradient as if it had not.
+        reward_rule: it judges at the "last_token" of the answer, or as the "reference" does (a pad, and gradients that pile up).
+    Latent ODE (L2D: every token is integrated in a latent space, then read):
+        steps: evaluations per token at most, the base model's included (1: the base model alone); solver: a Runge-Kutta method of equal
+        steps, or an embedded pair (fehlberg2, adaptive_heun, bosh3) that chooses each sequence's own within flow_tolerance. flow_end: the
+        time the path ends at. flow_temperature: of the velocity's target at t = 0 (0: the most probable token), falling as
+        (1 - t / flow_end)^flow_power. flow_estimate: the target is a "sample", the "average" flow vector, that brought to full length
+        ("average_normalised"), or the flow vector nearest to it. flow_label: class of the request, by number; cfg_scale: s in
+        v = (1 + s) v(label) - s v(null).
     A setting that nothing reads under the others is refused (READ_WITH).
     """
 
@@ -164,6 +194,19 @@ class SamplingParams:
     factor: float | None = None
     reveal_temperature: float = 0.0
     time_floor: float = 1e-3
+    solver: str = "midpoint"
+    flow_end: float = 1.0
+    flow_temperature: float = 0.0
+    flow_power: float = 0.0
+    flow_estimate: str = "sample"
+    flow_tolerance: float = 1e-5
+    flow_label: int | None = None
+    transition: str = "ddpm"
+    reward_scale: float = 0.0
+    reward_steps: int = 1
+    reward_temperature: float = 1.0
+    reward_hard: bool = False
+    reward_rule: str = "last_token"
     early_stop: bool = True
     stop: tuple[str, ...] = ()
     seed: int = 0
@@ -195,6 +238,7 @@ class EngineConfig:
     beside the weights. any_base True accepts an adapter made for another base of the same shapes. batch_invariant None means on for
     CPU. ops is a backend name, or "op=backend,op=backend". mask_token is the piece that stands for a hidden position where no adapter
     names one (the authors' "MASK"); None: the engine only decodes autoregressively. threads: CPU threads, None leaves torch's.
+    reward_model: folder of a sequence classifier that guides a simplex model's decodes (`SamplingParams.reward_scale`).
     driver: "eager" calls every step, "replay" replays a captured one, "loop" launches a whole decode as one graph; the tokens are the
     same. "auto" is eager on a CPU, else the loop where it can be built. On a CPU the captured drivers are simulated (for tests).
     """
@@ -207,6 +251,7 @@ class EngineConfig:
     batch_invariant: bool | None = None
     ops: str = "auto"
     mask_token: str | None = "MASK"
+    reward_model: str | None = None
     threads: int | None = None
     driver: str = "auto"
 

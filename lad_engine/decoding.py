@@ -14,11 +14,18 @@ from .config import EngineConfig, SamplingParams
 from .contracts import Canvas, ModelFacts
 from .denoisers.lad import LadDenoiser
 from .denoisers.lad_bucket import LadBuckets
+from .denoisers.latent_bucket import LatentBuckets
+from .denoisers.latent_ode import LatentOdeDecoder
 from .denoisers.masked import MaskedDenoiser
 from .denoisers.masked_bucket import MaskedBuckets
-from .errors import CaptureError, DeviceMemoryError
+from .denoisers.simplex import SimplexDenoiser
+from .denoisers.simplex_bucket import SimplexBuckets
+from .errors import CaptureError, ConfigError, DeviceMemoryError
 from .model.cache import cache_root
 from .model.language_model import LanguageModel
+from .model.latent_model import LatentModel
+from .model.reward import RewardModel
+from .model.simplex_model import SimplexModel
 from .ops import OpSet, select_ops
 from .runtime.cuda_capture import CudaCapture
 from .runtime.decode_loop import LoopLibrary, build_library
@@ -32,6 +39,8 @@ from .runtime.simulated_capture import SimulatedCapture
 DENOISERS: dict[str, tuple[Any, Any]] = {
     "lad": (LadDenoiser, LadBuckets),
     "masked": (MaskedDenoiser, MaskedBuckets),
+    "latent_ode": (lambda model, ops: LatentOdeDecoder(LatentModel(model), ops), LatentBuckets),
+    "simplex": (lambda model, ops: SimplexDenoiser(SimplexModel(model), ops), SimplexBuckets),
 }
 
 log = logging.getLogger(__name__)
@@ -68,6 +77,13 @@ class Decoding:
         # A request is laid out on the host and sent in one copy, so what draws its first noise runs there too.
         on_cpu = torch.device(config.device).type == "cpu"
         self._host = self._denoiser if on_cpu else denoiser(model, select_ops("reference", device="cpu"))
+        if config.reward_model is not None:
+            if family != "simplex":
+                raise ConfigError(f"reward_model is given, but this checkpoint decodes as {family}, expected simplex. Leave it out.")
+            # The other backends have no backward pass.
+            ops = select_ops("reference", device=config.device)
+            place = (ops, getattr(torch, config.dtype), config.device, facts.vocab_size)
+            self._host.reward = self._denoiser.reward = RewardModel.open(config.reward_model, *place)
 
     @contextlib.contextmanager
     def run(
@@ -147,7 +163,9 @@ class Decoding:
         mask_id: int,
         eos_ids: tuple[int, ...],
     ) -> EagerDecode | CapturedDecode:
-        if host is not None and self.graphs is not None:
+        # A family may leave some requests to the eager loop.
+        can_capture = getattr(self._buckets, "can_capture", lambda _: True)
+        if host is not None and self.graphs is not None and can_capture(host):
             decode = CapturedDecode(self.graphs, host, wants_loop=self.driver == "loop")
             try:
                 # Captured here, not when it is entered: stepping down is decided before anything runs.

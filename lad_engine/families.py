@@ -16,6 +16,8 @@ MASKED_TYPES = ("llada", "Dream")
 # DiffuGPT's and DiffuLLaMA's wrapper splits the transformer off its embedding under this name.
 WRAPPER = "denoise_model."
 TIME_EMBEDDING = "timestep_embed.weight"
+# L2D keeps its flow vocabulary's projection under this name.
+FLOW = "model.flow_token_embedder."
 _LOOP = ("max_new_tokens", "steps", "stop", "seed", "profile")
 _TOKENS = ("temperature", "top_k", "top_p", "top_p_rule", "confidence", "eos_bias", "suppress_tokens", "eos_treatment")
 # The sampling parameters each family reads; `config.READ_WITH` says which of them need others.
@@ -32,10 +34,18 @@ READS: dict[str, tuple[str, ...]] = {
         *("reveal", "threshold", "factor", "reveal_temperature", "time_floor"),
         *("block_length", "selection", "cfg_scale", "early_stop"),
     ),
-    "simplex": (*_LOOP, "temperature", "top_p", "top_p_rule", "suppress_tokens"),
-    "latent_ode": (*_LOOP, "temperature", "top_k", "top_p", "top_p_rule", "confidence", "eos_bias", "suppress_tokens"),
+    "simplex": (
+        *_LOOP,
+        *("temperature", "top_p", "top_p_rule", "suppress_tokens", "eos_bias", "transition"),
+        *("reward_scale", "reward_steps", "reward_temperature", "reward_hard", "reward_rule"),
+    ),
+    "latent_ode": (
+        *_LOOP,
+        *("temperature", "top_k", "top_p", "top_p_rule", "confidence", "eos_bias", "suppress_tokens"),
+        *("solver", "flow_end", "flow_temperature", "flow_power", "flow_estimate", "flow_tolerance", "flow_label", "cfg_scale"),
+    ),
 }
-DEFAULT_PROFILES = {"lad": "paper", "masked": "diffullama"}
+DEFAULT_PROFILES = {"latent_ode": "l2d", "lad": "paper", "masked": "diffullama", "simplex": "tess2"}
 # By backbone (model_type), where a decoding family's checkpoints have different habits.
 OWN_PROFILES = {"gpt2": "diffugpt", "llada": "llada_masked", "Dream": "dream"}
 
@@ -43,8 +53,8 @@ OWN_PROFILES = {"gpt2": "diffugpt", "llada": "llada_masked", "Dream": "dream"}
 def decoding_of(config: Mapping[str, Any], names: Iterable[str] = (), has_mask_token: bool = False) -> str:
     """Return what a checkpoint decodes with, from its config.json, its tensor names and its tokenizer; never from its name.
 
-    In this order: config.json's own field "decoding" (our exports write it); a time embedding; a model_type of masked diffusion;
-    the wrapper's tensor names; a tokenizer that names a mask token, which no causal base does. Anything else is a base for LAD.
+    In this order: config.json's own field "decoding" (our exports write it); a time embedding; a flow path; a model_type of masked
+    diffusion; the wrapper's tensor names; a tokenizer that names a mask token, which no causal base does. Anything else is a base for LAD.
     Raises:
         CheckpointError: the field names no family.
     """
@@ -56,6 +66,8 @@ def decoding_of(config: Mapping[str, Any], names: Iterable[str] = (), has_mask_t
     names = tuple(names)
     if TIME_EMBEDDING in names:
         return "simplex"
+    if any(name.startswith(FLOW) for name in names):
+        return "latent_ode"
     is_masked = config.get("model_type") in MASKED_TYPES or any(name.startswith(WRAPPER) for name in names) or has_mask_token
     return "masked" if is_masked else "lad"
 

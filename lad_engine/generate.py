@@ -235,6 +235,7 @@ def _loaded(arguments: argparse.Namespace, stderr: Console, load: Load | None) -
         threads=arguments.threads,
         driver=arguments.driver,
         mask_token=None if arguments.autoregressive else arguments.mask_token,
+        reward_model=arguments.reward_model,
     )
     adapter = None if arguments.adapter == "none" or arguments.autoregressive else arguments.adapter
     with LoadProgress(stderr) as progress:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config import SamplingParams
 from ..contracts import Canvas, Renoise, SimplexDenoisable, SoftInput
+from ..errors import ConfigError
 from ..samplers.purposes import SAMPLE, SIMPLEX_NOISE
 from .simplex_state import SimplexState, new_simplex_state
 
@@ -37,7 +38,15 @@ class SimplexDenoiser:
         eos_ids: tuple[int, ...],
         device: torch.device | str,
     ) -> SimplexState:
-        """Copy a batch of requests into buffers; see `new_simplex_state` for what is refused."""
+        """Copy a batch of requests into buffers; see `new_simplex_state` for what is refused.
+
+        Raises:
+            ConfigError: a request asks for reward guidance, and there is no reward model.
+        """
+        if self.reward is None and any(one.reward_scale for one in params):
+            raise ConfigError(
+                "reward_scale is given, but the engine has no reward model. Load it with one (--reward-model), or leave it out."
+            )
         return new_simplex_state(canvases, params, mask_id, eos_ids, device, self.model.blank, self.model.transformer.facts.vocab_size)
 
     def prime_(self, state: SimplexState) -> None:

@@ -79,13 +79,13 @@ class Transformer(nn.Module):
     """
 
     adapter_rows: AdapterRows | None = None
-    time_embed: nn.Parameter | None = None
+    time_embed: nn.Parameter | None
 
     def __init__(self, facts: ModelFacts, ops: Any, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.facts, self.ops = facts, ops
-        if facts.extra.get("has_time_embedding"):
-            self.time_embed = _norm(facts.width, dtype, device)
+        has_time = facts.extra.get("has_time_embedding", False)
+        self.register_parameter("time_embed", _norm(facts.width, dtype, device) if has_time else None)
         self.embed = nn.Parameter(torch.empty(facts.vocab_size, facts.width, dtype=dtype, device=device), requires_grad=False)
         self.layers = nn.ModuleList(DecoderLayer(facts, index, dtype, device) for index in range(facts.layers))
         self.head = Head(facts, ops, self.embed if facts.has_tied_head else None, dtype, device)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..contracts import ModelFacts
 from ..errors import CheckpointError
-from ..families import decoding_of
+from ..families import TIME_EMBEDDING, decoding_of
 from .cache import Progress
 from .default_base import DEFAULT_NAME, default_folder
 from .facts import names_mask_token, read_facts, read_json
@@ -20,6 +20,7 @@ from .gguf import gguf_folder
 from .gpt2 import expected_shapes as gpt2_shapes
 from .hub import download, is_hub_id
 from .layouts import is_transposed, plain_names
+from .simplex_facts import simplex_facts
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 FINGERPRINT_VALUES = 64
@@ -67,9 +68,22 @@ def open_checkpoint(source: str | Path | None = None, *, progress: Progress | No
     folder, name = _locate(source, progress)
     facts = read_facts(folder, name)
     files, shapes, stored = _read_headers(folder, facts)
+    facts = _decoding(facts, folder, stored)
     check_names(facts, shapes, where=str(folder))
-    checkpoint = Checkpoint(_decoding(facts, folder, stored), folder, files, shapes, stored)
+    checkpoint = Checkpoint(facts, folder, files, shapes, stored)
     return replace(checkpoint, facts=replace(checkpoint.facts, fingerprint=fingerprint(checkpoint)))
+
+
+def read_sequence_classifier(folder: str | Path) -> Checkpoint:
+    """Read a causal decoder with a `score` matrix in place of its head (Hugging Face's sequence classification), names unchecked.
+
+    Raises:
+        CheckpointError: as `open_checkpoint`.
+    """
+    folder = Path(folder).expanduser()
+    # A head nobody has is not missed where it is taken for the embedding.
+    facts = replace(read_facts(folder), has_tied_head=True)
+    return Checkpoint(facts, folder, *_read_headers(folder, facts))
 
 
 def check_names(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]], where: str = "checkpoint") -> None:
@@ -112,6 +126,8 @@ def expected_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
         shapes[f"{prefix}mlp.down_proj.weight"] = (facts.width, facts.mlp_width)
         shapes[f"{prefix}input_layernorm.weight"] = (facts.width,)
         shapes[f"{prefix}post_attention_layernorm.weight"] = (facts.width,)
+    if facts.extra.get("has_time_embedding"):
+        shapes[TIME_EMBEDDING] = (facts.width, 1)
     return shapes
 
 
@@ -167,7 +183,8 @@ def _decoding(facts: ModelFacts, folder: Path, stored: Mapping[str, str]) -> Mod
     decoding = decoding_of(config, names, names_mask_token(folder))
     # Row j-1 predicts position j in every masked model made from a causal one; LLaDA was trained from scratch.
     shifts = config.get("predicts_next_token", decoding in ("masked", "simplex") and facts.family != "llada")
-    return replace(facts, decoding=decoding, predicts_next_token=bool(shifts))
+    facts = replace(facts, decoding=decoding, predicts_next_token=bool(shifts))
+    return simplex_facts(facts, config, names, str(folder)) if decoding == "simplex" else facts
 
 
 def _read_headers(folder: Path, facts: ModelFacts) -> tuple[dict[str, Path], dict[str, tuple[int, ...]], dict[str, str]]:

@@ -29,6 +29,7 @@ class CapturedDecode:
         self._enter(captured, list(range(self._state.ids.shape[0])))
         self._state.bounds[1] = self._floor()
         captured.arena.load(lambda buffers: self._graphs.family.fill(buffers, self._state))
+        self._graphs.prime(captured)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -108,8 +108,11 @@ class Graphs:
             DeviceMemoryError: the bucket does not fit the device's memory; nothing was allocated, or it was freed again.
             CaptureError: the step cannot be captured.
         """
-        bucket = self.family.bucket_of(state)
-        self._capture_missing(bucket, state)
+        return self.lease_bucket(self.family.bucket_of(state), state)
+
+    def lease_bucket(self, bucket: Any, like: Any) -> Captured:
+        """Return a captured bucket, as `lease` does, for rows that come and go; dtypes and the rest follow `like`."""
+        self._capture_missing(bucket, like)
         return self._free[bucket].pop()
 
     def lease_smaller(self, captured: Captured, live: int) -> Captured | None:
@@ -121,6 +124,12 @@ class Graphs:
     def has_smaller(self, captured: Captured) -> bool:
         """Say whether half of this bucket's rows could go on in a smaller one."""
         return captured.rows > 1 and bool(self._free.get(self.family.smaller(captured.bucket, captured.rows // 2)))
+
+    def prime(self, captured: Captured) -> None:
+        """Let the denoiser write what the first step of a loaded batch reads, where it has such a thing (`prime_`)."""
+        prime = getattr(self._denoiser, "prime_", None)
+        if prime is not None:
+            prime(captured.state)
 
     def release(self, captured: Captured) -> None:
         """Give a leased bucket back."""

@@ -41,6 +41,19 @@ SAMPLING_HELP = {
     "factor": "also reveal the n surest while the k-th is at least 1 - X / (k + 1) sure",
     "reveal_temperature": "noise on the order of revealing, 0 is none",
     "time_floor": "the time at which the schedule of origin, maskgit_plus, topk_margin and entropy ends",
+    "transition": "how a simplex model noises its tokens again",
+    "reward_scale": "how far a reward model moves the logits each step, 0 is off",
+    "reward_steps": "gradient steps on the logits each step",
+    "reward_temperature": "temperature of the softmax the reward model reads",
+    "reward_hard": "the reward model reads the most probable tokens alone",
+    "reward_rule": "judge the last token of the answer, or as TESS 2's code does",
+    "solver": "how a latent ODE is integrated; fehlberg2, adaptive_heun and bosh3 choose their own steps",
+    "flow_end": "the time at which a latent ODE ends",
+    "flow_temperature": "of the velocity's target at t = 0; 0 takes the most probable token",
+    "flow_power": "how fast that falls, (1 - t / end)^X; 0 keeps it",
+    "flow_estimate": "the velocity's target: a token's vector, or the average one",
+    "flow_tolerance": "error per step of a solver that chooses its own",
+    "flow_label": "class of the request, for a checkpoint trained with labels",
     "early_stop": "stop after three identical states",
     "stop": "text that ends the answer; may be given several times",
     "seed": "random seed",
@@ -135,6 +148,7 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--adapter", default="default", metavar="PATH", help="adapter folder or file, default, or none")
     group.add_argument("--autoregressive", action="store_true", help="decode token by token with the base alone, for comparison")
     group.add_argument("--mask-token", default="MASK", metavar="TEXT", help="mask token where there is no adapter (default MASK)")
+    group.add_argument("--reward-model", metavar="DIR", help="sequence classifier that guides a simplex model (--reward-scale)")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--dtype", default="auto", metavar=f"{{{','.join(DTYPES)}}}", help="dtype of weights and rows")
     group.add_argument(
