@@ -74,7 +74,8 @@ class MaskedDenoiser:
 
     def _predict(self, state: MaskedState, columns: Tensor, width: int) -> TokenChoice:
         """Predict the answer columns `[B, width]`; lanes beyond a row's count mean nothing."""
-        positions = state.answer_start[:, None] + columns
+        # A lane beyond a row's answer reads its last position, so that no index leaves the canvas.
+        positions = state.answer_start[:, None] + torch.minimum(columns, state.answer_length[:, None] - 1)
         lengths: Any = state.answer_start + state.answer_length
         unread = unguided = counts = None
         if not state.is_static:

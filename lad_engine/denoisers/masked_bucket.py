@@ -28,7 +28,7 @@ AXES = {
 BLANK = {
     **dict.fromkeys(("first_set", "last_changed", "rules.factor"), -1),
     **dict.fromkeys(("confidence", "done", "steps", "evaluations", "answer_length", "rule.top_k", "rule.top_p", "rules.block_length"), 1),
-    "rules.threshold": 2,
+    "rules.threshold": torch.inf,
     "rule.bias_values": -torch.inf,
 }
 MASKED = ("ids", "answer", "before", "predicted", "rule.bias_ids")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ class RevealRules:
 
     used: what some row needs, the only part baked into a captured step ("budget", "cutoff", "certainty", "noise", "draw", "eos").
     The tensors are `[B]`: is_predrawn, is_cutoff, by_draw, delays_eos bool; certainty int64 (PROBABILITY, MARGIN, ENTROPY);
-    threshold fp32 (2 where none: nothing is that sure), factor fp32 (-1 where none); least int64, revealed at every step at least;
+    threshold fp32 (infinite where none), factor fp32 (-1 where none); least int64, revealed at every step at least;
     block_length int64; order_temperature fp32 (0 where there is no noise on the order).
     """
 
@@ -64,7 +65,7 @@ def reveal_rules(params: Sequence[SamplingParams], device: torch.device | str) -
         by_draw=table([one.selection == "random" for one in params], torch.bool),
         delays_eos=table([one.eos_treatment == "low_confidence" for one in params], torch.bool),
         certainty=table([CERTAINTIES.get(one.reveal, PROBABILITY) for one in params], torch.int64),
-        threshold=table([2.0 if one.threshold is None else one.threshold for one in params], torch.float32),
+        threshold=table([math.inf if one.threshold is None else one.threshold for one in params], torch.float32),
         factor=table([-1.0 if one.factor is None else one.factor for one in params], torch.float32),
         least=table([int(one) for one in adapts], torch.int64),
         block_length=table(whole, torch.int64),
