@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -17,6 +16,7 @@ from .adapters.drift import DriftReport, drift_report, save_drift
 from .adapters.low_rank import Adapter
 from .adapters.probe import SENTENCES
 from .adapters.reader import read_adapter
+from .adapters.report import save_report
 from .adapters.resident import Chosen, Names, ResidentAdapters, each_name
 from .adapters.store import Replaced, Resident
 from .adapters.swap import AdapterSlot
@@ -31,11 +31,12 @@ from .families import check_settings, default_profile
 from .loading import Progress, adapt, checked_adapter, each_params, eos_ids_of, load_transformer, mask_id_of, resolve_config
 from .model.causal_model import CausalModel
 from .model.language_model import LanguageModel
+from .model.likelihood import Likelihood, score_text
 from .model.precision import check_precision, quantise
 from .model.weights import Checkpoint, open_checkpoint
 from .ops import OpSet, select_ops
 from .profiles import TUNED, laid_over, profile_beside, profile_names, profile_params
-from .requests import check_batch, lay_out_request
+from .requests import check_batch, lay_out_request, lay_out_scored
 from .runtime.memory import MemoryPlan
 from .runtime.readout import Outcome, read_event
 from .runtime.runner import steps
@@ -45,7 +46,6 @@ from .text.codec import TextCodec, load_tokenizer
 from .text.prompts import Prompt
 
 DEFAULT_ADAPTER = "default"
-log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -240,11 +240,7 @@ class Engine:
             raise ConfigError("drift: this engine has no adapter, expected one. Load it with an adapter.")
         clean = load_transformer(self._checkpoint, self.ops, self.config, None)
         report = drift_report(clean, self.codec, self._slot.adapter)
-        if self._slot.adapter.path is not None:
-            try:
-                save_drift(report, self._slot.adapter.path)
-            except AdapterError as error:
-                log.warning("the drift report is not saved: %s", error)
+        save_report(save_drift, report, self._slot.adapter, "drift")
         return report
 
     @torch.inference_mode()
@@ -259,8 +255,9 @@ class Engine:
         Raises:
             ConfigError: the engine's precision is auto.
         """
-        if self.config.precision == "auto":
-            raise ConfigError("agreement: this engine's precision is auto, expected another to compare. Load it with one.")
+        if self.config.precision == "auto" or self.family != "lad":
+            got = f"precision is {self.config.precision} and decodes as {self.family}"
+            raise ConfigError(f"agreement: this engine's {got}, expected a precision to compare and lad. Load it with one.")
         exact = load_transformer(self._checkpoint, self.ops, self.config, None)
         if self._slot.adapter is not None:
             adapt(exact, self._slot.adapter, self.config)
@@ -274,12 +271,18 @@ class Engine:
         facts, names = self.facts, (self.config.precision, self.config.dtype, self.config.device, params.profile)
         adapter = self.adapter_facts.name if self.adapter_facts else None
         report = AgreementReport(adapter, facts.name, facts.fingerprint, *names, len(prompts), **pair.totals())
-        if self._slot.adapter is not None and self._slot.adapter.path is not None:
-            try:
-                save_agreement(report, self._slot.adapter.path)
-            except AdapterError as error:
-                log.warning("the agreement report is not saved: %s", error)
+        save_report(save_agreement, report, self._slot.adapter, "agreement")
         return report
+
+    @torch.inference_mode()
+    def score(self, prompt: str | Prompt, continuation: str, *, copies: int = 32, seed: int = 0) -> Likelihood:
+        """Return how probable a masked model holds `continuation` behind `prompt`, from `copies` masked copies; see `model.likelihood`.
+
+        Raises:
+            ConfigError: this engine does not decode as masked. RequestError: prompt or continuation cannot be laid out.
+        """
+        ids, is_scored = lay_out_scored(prompt, continuation, self.adapter_facts, self.codec, self.facts, self.family)
+        return score_text(self.model, ids, is_scored, self.mask_id, uniform=self.ops.uniform, copies=copies, seed=seed)
 
     @torch.inference_mode()
     def generate_autoregressive(

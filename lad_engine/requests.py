@@ -10,7 +10,7 @@ from .errors import ConfigError, RequestError
 from .families import check_params
 from .text.canvas import lay_out
 from .text.codec import TextCodec
-from .text.formats import PromptDefaults
+from .text.formats import PromptDefaults, prompt_ids
 from .text.prompts import Prompt
 
 
@@ -57,6 +57,26 @@ def lay_out_request(
             "Give noise_start (--noise-start 0.3), or leave the draft out."
         )
     return canvas
+
+
+def lay_out_scored(
+    prompt: str | Prompt, continuation: str, adapter: AdapterFacts | None, codec: TextCodec, facts: ModelFacts, decoding: str
+) -> tuple[list[int], list[bool]]:
+    """Return the ids of prompt and continuation, and which of them belong to the continuation.
+
+    Raises:
+        ConfigError: the model is no masked one. RequestError: the continuation is empty, or both do not fit the window.
+    """
+    if decoding != "masked":
+        raise ConfigError(f"score: this engine decodes as {decoding}, expected masked. Load a masked diffusion model.")
+    front = prompt_ids(Prompt(prompt) if isinstance(prompt, str) else prompt, codec, adapter or prompt_defaults(facts, codec))
+    tail = codec.encode_continuation(continuation)
+    if not tail or len(front) + len(tail) > facts.max_positions:
+        raise RequestError(
+            f"score: {len(front)} tokens of prompt and {len(tail)} of continuation, expected one of each at least and "
+            f"{facts.max_positions} together. Shorten or fill them."
+        )
+    return front + tail, [False] * len(front) + [True] * len(tail)
 
 
 def prompt_defaults(facts: ModelFacts, codec: TextCodec) -> PromptDefaults:

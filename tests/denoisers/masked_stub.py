@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import bench_on_path  # noqa: F401 - its import is its effect
 import numpy as np
 import torch
 from stub_model import MASK, OPS, OracleModel, StubModel
 
-import bench_on_path  # noqa: F401 - its import is its effect
 from lad_engine.config import SamplingParams
 from lad_engine.contracts import Canvas
 from lad_engine.denoisers.masked import MaskedDenoiser

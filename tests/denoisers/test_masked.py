@@ -68,7 +68,7 @@ def test_a_threshold_takes_fewer_passes_than_one_a_position_and_no_more_than_ste
     assert final_ids(SureModel(), PATTERNS[0], one)[1] < 12
     assert final_ids(SureModel(), PATTERNS[0], one.replace(threshold=1.0))[1] == 12
     # Less steps than a position each: the budget makes up for what the threshold leaves.
-    ids, passes, state = final_ids(SureModel(), PATTERNS[0], one.replace(threshold=1.0, steps=5))
+    ids, passes, _ = final_ids(SureModel(), PATTERNS[0], one.replace(threshold=1.0, steps=5))
     assert passes == 5 and MASK not in ids.tolist()
 
 

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_families import FAMILIES, MASK_ID, gpt2_config, gpt2_tensors, make_family
 
 from lad_engine.errors import CheckpointError
 from lad_engine.model.backbones import backbone_of
@@ -18,7 +19,6 @@ from lad_engine.model.weights import open_checkpoint
 from lad_engine.ops import select_ops
 from lad_engine.training.lora import attach_trainable
 from tiny_checkpoint import make_tiny, tiny_config, tiny_tensors
-from tiny_families import FAMILIES, MASK_ID, gpt2_config, gpt2_tensors, make_family
 
 OPS = select_ops("reference")
 
