@@ -152,6 +152,10 @@ class AdapterStore:
             )
         return self._residents[name]
 
+    def holds(self, resident: Resident) -> bool:
+        """Say whether this version is still what its name stands for."""
+        return self._residents.get(resident.name) is resident
+
     def names(self) -> tuple[str, ...]:
         """Return the resident names, in the order they were added."""
         return tuple(self._residents)
@@ -168,6 +172,14 @@ class AdapterStore:
         self.rows.put([BASE if one is None else one.slot for one in chosen])
         self._running = chosen
         return chosen
+
+    def point(self, chosen: Sequence[Resident | None]) -> None:
+        """Compute the rows of the next step with these, for a server whose rows come and go; it says by `keep` what runs."""
+        self.rows.put([BASE if one is None else one.slot for one in chosen])
+
+    def keep(self, running: Sequence[Resident | None]) -> None:
+        """Say what requests that run now are computed with: none of it is overwritten when its name is replaced."""
+        self._running = tuple(running)
 
     def finish(self) -> None:
         """Say that the batch chosen last is over: all rows are the base's, and slots only it used are free."""

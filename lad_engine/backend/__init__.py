@@ -7,6 +7,16 @@ from .stats import AdapterStatus, Stats
 from .sync_engine import SyncEngine, SyncHandle
 
 __all__ = [
-    *("AsyncEngine", "Handle", "SyncEngine", "SyncHandle", "Limits", "Stats", "AdapterStatus"),
-    *("Event", "Started", "Stepped", "Committed", "Finished"),
+    "AdapterStatus",
+    "AsyncEngine",
+    "Committed",
+    "Event",
+    "Finished",
+    "Handle",
+    "Limits",
+    "Started",
+    "Stats",
+    "Stepped",
+    "SyncEngine",
+    "SyncHandle",
 ]

@@ -9,9 +9,12 @@ from typing import Any
 
 from ..config import SamplingParams
 from ..engine import Engine
+from ..errors import LadError
 from ..text.prompts import Prompt
+from .core import Core
 from .events import Event, Finished
 from .limits import Limits
+from .request import Request
 from .stats import AdapterStatus, Stats
 
 
@@ -22,19 +25,48 @@ class Handle:
     ClosedError, AdapterError. One reader; it belongs to the event loop that submitted it.
     """
 
-    id: str
+    def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
+        self._core, self._loop = core, loop
+        self._events: asyncio.Queue[Event | LadError] = asyncio.Queue()
+        self._ended: asyncio.Future[Finished] = loop.create_future()
+        # Who reads events alone never asks for the future's exception.
+        self._ended.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._request: Request | None = None
 
-    def __aiter__(self) -> AsyncIterator[Event]:
+    @property
+    def id(self) -> str:
+        return self._request.id
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield Started, then Stepped and Committed as the request wants them, then Finished."""
-        raise NotImplementedError
+        while True:
+            event = await self._events.get()
+            if isinstance(event, LadError):
+                raise event
+            yield event
+            if isinstance(event, Finished):
+                return
 
     async def result(self) -> Finished:
         """Wait for the end; also after or beside iterating. Raises as iterating does."""
-        raise NotImplementedError
+        return await asyncio.shield(self._ended)
 
     def cancel(self) -> None:
         """Take the request out at the next step boundary; nothing happens where it has ended. Its error is RequestCancelledError."""
-        raise NotImplementedError
+        self._core.cancel(self._request)
+
+    def _deliver(self, event: Event | LadError) -> None:
+        """Hand an event from the device thread to the event loop; a loop that is closed raises, which ends the request."""
+        self._loop.call_soon_threadsafe(self._take, event)
+
+    def _take(self, event: Event | LadError) -> None:
+        self._events.put_nowait(event)
+        if self._ended.done():
+            return
+        if isinstance(event, Finished):
+            self._ended.set_result(event)
+        elif isinstance(event, LadError):
+            self._ended.set_exception(event)
 
 
 class AsyncEngine:
@@ -45,12 +77,17 @@ class AsyncEngine:
     """
 
     def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
-        raise NotImplementedError
+        self.engine = engine
+        self._core = Core(engine, limits)
+
+    @property
+    def limits(self) -> Limits:
+        return self._core.limits
 
     @classmethod
     async def load(cls, *args: Any, limits: Limits | None = None, **settings: Any) -> AsyncEngine:
         """Load an engine off the event loop (arguments of `Engine.load`) and serve it."""
-        raise NotImplementedError
+        return cls(await asyncio.to_thread(Engine.load, *args, **settings), limits)
 
     def submit(
         self,
@@ -72,15 +109,23 @@ class AsyncEngine:
             RequestError, ConfigError, AdapterError: it cannot be laid out, or a setting or name is unknown.
             OverloadError: the queue is full; `retry_after_s` says when to ask again. ClosedError: draining or closed.
         """
-        raise NotImplementedError
+        handle = Handle(self._core, asyncio.get_running_loop())
+        options = {"adapter": adapter, "wants": wants, "client": client, "deadline_s": deadline_s, "request_id": request_id}
+        handle._request = self._core.submit(prompt, params, handle._deliver, **options)
+        return handle
 
     async def generate(self, prompt: str | Prompt, params: SamplingParams | None = None, **options: Any) -> Finished:
         """Submit (options as there) and wait; cancelling the waiting task cancels the request."""
-        raise NotImplementedError
+        handle = self.submit(prompt, params, **{"wants": "result", **options})
+        try:
+            return await handle.result()
+        except asyncio.CancelledError:
+            handle.cancel()
+            raise
 
     def stats(self) -> Stats:
         """Return a snapshot of the counters."""
-        raise NotImplementedError
+        return self._core.stats()
 
     async def load_adapter(self, name: str, path: str | Path) -> AdapterStatus:
         """Load an adapter under a name or replace it, between two steps; running requests finish on the version they started with.
@@ -88,23 +133,24 @@ class AsyncEngine:
         Raises:
             AdapterError: it does not fit or no slot is free; what was there stays.
         """
-        raise NotImplementedError
+        future = await asyncio.to_thread(self._core.load_adapter, name, path)
+        return await asyncio.wrap_future(future)
 
     async def unload_adapter(self, name: str) -> None:
         """Take a name away from new requests; running ones finish, waiting ones fail with AdapterError."""
-        raise NotImplementedError
+        await asyncio.wrap_future(self._core.unload_adapter(name))
 
     def list_adapters(self) -> tuple[AdapterStatus, ...]:
         """Return the loaded adapters in the order they were added."""
-        raise NotImplementedError
+        return self._core.list_adapters()
 
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Refuse new requests and wait until all others have ended; False where the time ran out first."""
-        raise NotImplementedError
+        return await asyncio.to_thread(self._core.drain, timeout_s)
 
     async def close(self) -> None:
         """Drain for `Limits.drain_s`, fail what is left with ClosedError, and end the thread. Calling it again does nothing."""
-        raise NotImplementedError
+        await asyncio.to_thread(self._core.close)
 
     async def __aenter__(self) -> AsyncEngine:
         return self

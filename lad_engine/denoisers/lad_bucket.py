@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +40,7 @@ MASKED = ("ids", "answer", "before", "shown", "rule.bias_ids")
 # Candidates that get sorted: a batch takes the next of these, or the whole vocabulary (0) beyond the last.
 TOP_KS = (1, 4, 16, 64, 256, 1024)
 LEAST_STEPS = 16
+Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class LadBuckets:
             name: dataclasses.replace(part, **{key: empty(f"{name}.{key}") for key in _tensor_fields(part)})
             for name, part in (("rules", like.rules), ("rule", like.rule), ("tables", like.tables))
         }
+        parts["rules"] = dataclasses.replace(parts["rules"], used=bucket.used)
         parts["rule"] = dataclasses.replace(parts["rule"], max_top_k=bucket.max_top_k, samples_all=bucket.samples_all)
         state = dataclasses.replace(
             like,
@@ -121,6 +125,33 @@ class LadBuckets:
         state.columns.copy_(torch.arange(bucket.answers))
         state.tables.whole[:, WHOLE.index("visible")] = 1
         return state
+
+    def blank_rows(self, bucket: LadBucket, like: LadState) -> LadState:
+        """Return `blank` for steps that read the plans' host integers, so that each row is forwarded at its own length."""
+        B = bucket.rows
+        state = dataclasses.replace(self.blank(bucket, like), is_static=False, guided=(False,) * B, resting=(True,) * B)
+        return dataclasses.replace(state, visible=((1,),) * B, starts=(0,) * B, joined=(0,) * B)
+
+    def seat(self, state: LadState, slot: int, row: LadState) -> None:
+        """Take the host facts of a request, a batch of one, over into row `slot`, whose tensors hold it already; it begins now."""
+        if state.is_static:
+            return
+        for name, value in (("visible", row.visible[0]), ("starts", row.starts[0]), ("guided", row.guided[0])):
+            setattr(state, name, _with(getattr(state, name), slot, value))
+        state.joined, state.resting = _with(state.joined, slot, state.taken_steps), _with(state.resting, slot, False)
+
+    def rest(self, state: LadState, slot: int) -> None:
+        """Leave a row out that is done."""
+        if not state.is_static:
+            state.resting = _with(state.resting, slot, True)
+
+    def move(self, source: LadState, target: LadState, slots: Sequence[int]) -> None:
+        """Take the host facts of rows `slots` of one batch over into the rows of another."""
+        if not target.is_static:
+            for name in ("visible", "starts", "guided", "joined", "resting"):
+                own = getattr(source, name)
+                setattr(target, name, tuple(own[slot] for slot in slots))
+            target.taken_steps = source.taken_steps
 
     def fill(self, buffers: LadState, state: LadState) -> None:
         """Copy a batch that was laid out on the host into `buffers`, which are blank host buffers of its bucket."""
@@ -153,6 +184,10 @@ def padded_length(positions: int) -> int:
     """Return the canvas length that is captured for `positions`: multiples of 128 up to 512, of 256 beyond."""
     unit = 128 if positions <= 512 else 256
     return -(-positions // unit) * unit
+
+
+def _with(row_facts: tuple[Fact, ...], slot: int, value: Fact) -> tuple[Fact, ...]:
+    return (*row_facts[:slot], value, *row_facts[slot + 1 :])
 
 
 def _power_of_two(count: int) -> int:
