@@ -1,0 +1,150 @@
+"""The model class of lm-eval: its three calls on plain requests, and a whole local task where lm-eval is installed (offline)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+import types
+from dataclasses import dataclass
+
+import pytest
+
+from lad_engine import Engine
+from lad_engine.errors import ConfigError
+from lad_engine.evaluation.likelihood import exact, masked
+from tiny_adapter import write_adapter
+from tiny_checkpoint import make_tiny
+
+IS_INSTALLED = importlib.util.find_spec("lm_eval") is not None
+
+
+@dataclass
+class Request:
+    """What lm-eval hands over, as far as a model reads it."""
+
+    args: tuple
+
+
+@pytest.fixture(scope="module")
+def harness():
+    """The module under test; without lm-eval the two names it takes from there are stood in for."""
+    made = {}
+    if not IS_INSTALLED:
+        for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model", "lm_eval.api.registry"):
+            made[name] = sys.modules[name] = types.ModuleType(name)
+        made["lm_eval.api.model"].LM = type("LM", (), {"__init__": lambda self: None})
+        made["lm_eval.api.registry"].register_model = lambda name: lambda cls: cls
+    yield importlib.import_module("lad_engine.evaluation.lm_harness")
+    for name in [*made, "lad_engine.evaluation.lm_harness"]:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("base"), tie=True)
+
+
+@pytest.fixture(scope="module")
+def adapter(folder, tmp_path_factory):
+    return write_adapter(folder, tmp_path_factory.mktemp("adapter") / "a.safetensors", predicts_next_token=True)
+
+
+@pytest.fixture(scope="module")
+def diffusion(harness, folder, adapter):
+    return harness.LadEngineLM(engine=Engine.load(folder, adapter=adapter), steps=3, max_new_tokens=6, copies=4)
+
+
+@pytest.fixture(scope="module")
+def causal(harness, folder):
+    return harness.LadEngineLM(model=str(folder), autoregressive=True, batch_size=2)
+
+
+def test_likelihoods_split_a_text_where_it_is_one(diffusion, causal):
+    # The space belongs to the continuation, on whichever side it is written.
+    pairs = [Request(("the sun", " is here")), Request(("the sun ", "is here"))]
+
+    def estimated(*ids):
+        return masked(diffusion.engine, *ids, 4, "the sun/ is here")
+
+    def summed(*ids):
+        return exact(causal.engine, *ids)
+
+    for model, score in ((diffusion, estimated), (causal, summed)):
+        codec = model.engine.codec
+        first, second = model.loglikelihood(pairs)
+        assert first == score([codec.bos_id, *codec.encode("the sun")], codec.encode(" is here"))
+        if model is causal:
+            assert second == first
+        assert isinstance(first[0], float) and isinstance(first[1], bool)
+
+
+def test_an_empty_context_is_the_start_of_a_text(causal):
+    codec = causal.engine.codec
+    (pair,) = causal.loglikelihood([Request(("", "the sun"))])
+    assert pair[0] == pytest.approx(exact(causal.engine, [codec.bos_id], codec.encode("the sun"))[0])
+    assert causal.loglikelihood_rolling([Request(("the sun",))]) == [pair[0]]
+
+
+def test_a_long_text_is_scored_in_blocks(causal):
+    text = "the sea and " * 120
+    ids, codec = causal.engine.codec.encode(text), causal.engine.codec
+    room = causal.engine.facts.max_positions - 2
+    assert len(ids) > room
+    wanted = sum(exact(causal.engine, [codec.bos_id], ids[at : at + room])[0] for at in range(0, len(ids), room))
+    assert causal.loglikelihood_rolling([Request((text,))]) == [pytest.approx(wanted)]
+
+
+def test_generation_takes_the_requests_stop_words_and_length(diffusion, causal):
+    asked = {"until": ["\n"], "max_gen_toks": 9, "do_sample": False, "temperature": 0.0}
+    params = diffusion._params(asked)
+    # What the caller fixed in model_args goes before what the task asks.
+    assert (params.stop, params.max_new_tokens, params.steps) == (("\n",), 6, 3)
+    assert (causal._params(asked).max_new_tokens, causal._params(asked).temperature) == (9, 0.0)
+    assert causal._params({"do_sample": True, "temperature": 0.5, "until": "x"}).temperature == 0.5
+    for model in (diffusion, causal):
+        texts = model.generate_until([Request((f"the user {n}", asked)) for n in range(3)])
+        assert len(texts) == 3 and all(isinstance(text, str) and "\n" not in text for text in texts)
+        assert texts == model.generate_until([Request((f"the user {n}", asked)) for n in range(3)])
+
+
+def test_a_wrong_setting_is_refused_at_once(harness, folder):
+    with pytest.raises(ConfigError, match="stepz"):
+        harness.LadEngineLM(model=str(folder), adapter="none", stepz=3)
+
+
+@pytest.mark.skipif(not IS_INSTALLED, reason="lm-eval is not installed (extra `eval`)")
+def test_lm_eval_runs_local_tasks_with_it(harness, diffusion, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [{"q": f"the sun {n} is", "choices": [" here", " in the sea"], "gold": n % 2, "a": "here"} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}}, "test_split": "test"}
+    kinds = {
+        "multiple_choice": {
+            "doc_to_text": "{{q}}",
+            "doc_to_choice": "choices",
+            "doc_to_target": "gold",
+            "metric_list": [{"metric": "acc"}],
+        },
+        "generate_until": {
+            "doc_to_text": "{{q}}",
+            "doc_to_target": "a",
+            "generation_kwargs": {"until": ["."]},
+            "metric_list": [{"metric": "exact_match"}],
+        },
+        "loglikelihood_rolling": {"doc_to_text": "", "doc_to_target": "{{q}}", "metric_list": [{"metric": "word_perplexity"}]},
+    }
+    for kind, more in kinds.items():
+        # JSON is YAML.
+        (tmp_path / f"{kind}.yaml").write_text(json.dumps({"task": f"tiny_{kind}", "output_type": kind, **common, **more}))
+    evaluator, tasks = importlib.import_module("lm_eval.evaluator"), importlib.import_module("lm_eval.tasks")
+    registry = importlib.import_module("lm_eval.api.registry")
+    assert registry.get_model("lad_engine") is harness.LadEngineLM
+    manager = tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+    found = evaluator.simple_evaluate(model=diffusion, tasks=[f"tiny_{kind}" for kind in kinds], task_manager=manager, bootstrap_iters=0)[
+        "results"
+    ]
+    assert found["tiny_multiple_choice"]["acc,none"] in (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert found["tiny_loglikelihood_rolling"]["word_perplexity,none"] > 1.0
+    assert found["tiny_generate_until"]["exact_match,none"] == 0.0
