@@ -87,22 +87,18 @@ class SimplexModel:
     ) -> tuple[TokenChoice, Tensor]:
         """Choose a token per row, renoise it and embed what the next pass reads; see `SimplexDenoisable`."""
         B, R, _ = rows.shape
-        head, ops = self._model.head, self.transformer.ops
+        ops = self.transformer.ops
         token = torch.zeros(B * R, dtype=torch.int64, device=rows.device)
         confidence = torch.zeros(B * R, dtype=torch.float32, device=rows.device)
         out = self.blank(B, R, rows.device).flatten(0, 1)
-        flat, flat_rows = _Flat(renoise), rows.flatten(0, 1)
-        is_first = (positions == 0).flatten()[:, None]
+        flat, flat_rows, places = _Flat(renoise), rows.flatten(0, 1), positions.flatten()
         columns = [_per_row(t, R) for t in (rule.temperature, rule.top_k, rule.top_p, rule.drop_crossing, rule.full_confidence)]
         bias = _per_row(rule.bias_values, R)
         counts = _by_sequence(renoise, counts, guide is not None or self.transformer.adapter_rows is not None)
         for part in _parts(B, R, counts, is_whole=guide is not None):
             b = part.start // R
             with spanning(self.transformer.adapter_rows, b, b + 1):
-                logits = head.projection(head.normed(flat_rows[part]), ops.lora_linear)
-            if head.predicts_next_token:
-                # No row predicts position 0: its logits are all equal.
-                logits = logits.masked_fill(is_first[part], 0.0)
+                logits = self.logits(flat_rows[part], places[part])
             if guide is not None:
                 logits = guide(b, logits)
             chosen = ops.choose_token(
@@ -114,6 +110,13 @@ class SimplexModel:
                 self._turn_noise_(flat, part, renoise, logits)
             out[part] = self._embed(flat, part, token[part], logits)
         return TokenChoice(token.view(B, R), confidence.view(B, R)), out.view(B, R, -1)
+
+    def logits(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Map hidden rows `[N, D]` to logits `[N, V]` of `positions` `[N]`, in the dtype of the weights."""
+        head = self._model.head
+        logits = head.projection(head.normed(rows), self.transformer.ops.lora_linear)
+        # No row predicts position 0 of a shifted model: its logits are all equal.
+        return logits.masked_fill((positions == 0)[:, None], 0.0) if head.predicts_next_token else logits
 
     def _embed(self, flat: _Flat, part: slice, tokens: Tensor, logits: Tensor) -> Tensor:
         return self.transformer.ops.soft_embedding(
