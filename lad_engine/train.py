@@ -18,8 +18,8 @@ from rich.console import Console
 from .adapters.reader import read_adapter
 from .adapters.whole_files import whole_file
 from .errors import ConfigError, LadError, TrainingError
+from .model.backbones import backbone_of
 from .model.language_model import LanguageModel
-from .model.transformer import Transformer
 from .model.weights import open_checkpoint
 from .ops import select_ops
 from .placement import native_dtype, resolve_device
@@ -138,7 +138,7 @@ def _build(
     say(f"{len(train)} examples to train on, {len(validation)} for validation" + (f"; dropped: {dropped}" if dropped else "") + ".")
     # The other backends have no backward pass.
     ops = differentiable(select_ops("reference", device=device.type))
-    transformer = Transformer.from_tensors(checkpoint.facts, checkpoint.tensors(), ops, dtype, device)
+    transformer = backbone_of(checkpoint.facts).from_tensors(checkpoint.facts, checkpoint.tensors(), ops, dtype, device)
     transformer.head.predicts_next_token = config.predicts_next_token
     start = read_adapter(config.init_adapter) if config.init_adapter else None
     trainable = attach_trainable(

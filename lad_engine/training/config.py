@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError
+from ..families import DEFAULT_PROFILES
 
 CORRUPTIONS = ("paper", "code", "mask_only", "mixed")
 LOSSES = ("all", "answer", "corrupted", "mask_only")
@@ -101,6 +102,9 @@ class TrainConfig:
         for name in ("data", "targets"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        if self.objective != "lad" and self.profile == TrainConfig.profile:
+            # LAD's profile means nothing to another family's denoiser.
+            object.__setattr__(self, "profile", DEFAULT_PROFILES.get(self.objective, self.objective))
         _check(self)
 
     @classmethod
