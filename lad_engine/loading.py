@@ -22,6 +22,7 @@ from .placement import native_dtype, resolve_device
 from .text.codec import TextCodec
 
 Progress = Callable[[str, int, int], None]
+NO_TOKEN = -1
 
 
 def resolve_config(config: EngineConfig, settings: dict[str, Any]) -> EngineConfig:
@@ -81,6 +82,9 @@ def adapt(transformer: Transformer, adapter: Adapter, config: EngineConfig) -> N
 
 def mask_id_of(codec: TextCodec, config: EngineConfig, facts: ModelFacts) -> int | None:
     """Return the id of a hidden position: the checkpoint's own, else its tokenizer's, else the token the operator named."""
+    if facts.decoding == "latent_ode":
+        # It writes from left to right: nothing is hidden from it, and what is not written yet is no token.
+        return NO_TOKEN
     if facts.decoding != "lad" and config.mask_token == EngineConfig.mask_token:
         own = facts.mask_id if facts.mask_id is not None else codec.mask_id
         if own is not None:

@@ -62,8 +62,12 @@ LLADA_TOP = {
     "model.transformer.ln_f.weight": "model.norm.weight",
     "model.transformer.ff_out.weight": "lm_head.weight",
 }
-# Buffers that old exporters stored: they follow from the config. GPT-2's are its causal mask, which we do not apply.
-IGNORED = re.compile(r"(model\.layers\.\d+\.self_attn\.rotary_emb|model\.rotary_emb)\.inv_freq|transformer\.h\.\d+\.attn\.(masked_)?bias")
+# Buffers that old exporters stored: they follow from the config. GPT-2's are its causal mask, which we do not apply. L2D's flow path
+# also stores the base's weights that it shares.
+IGNORED = re.compile(
+    r"(model\.layers\.\d+\.self_attn\.rotary_emb|model\.rotary_emb)\.inv_freq|transformer\.h\.\d+\.attn\.(masked_)?bias"
+    r"|model\.layers\.\d+\.(self_attn|mlp)\.flow_\w+_proj\.wrapped_layer\.(weight|bias)"
+)
 CONV1D = re.compile(r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
 
 

@@ -19,6 +19,7 @@ from .facts import names_mask_token, read_facts, read_json
 from .gguf import gguf_folder
 from .gpt2 import expected_shapes as gpt2_shapes
 from .hub import download, is_hub_id
+from .latent_facts import latent_shapes, read_latent
 from .layouts import is_transposed, plain_names
 from .simplex_facts import simplex_facts
 
@@ -69,6 +70,9 @@ def open_checkpoint(source: str | Path | None = None, *, progress: Progress | No
     facts = read_facts(folder, name)
     files, shapes, stored = _read_headers(folder, facts)
     facts = _decoding(facts, folder, stored)
+    if facts.decoding == "latent_ode":
+        latent = read_latent(read_json(folder / "config.json"), shapes, str(folder / "config.json"))
+        facts = replace(facts, extra=latent.to_extra())
     check_names(facts, shapes, where=str(folder))
     checkpoint = Checkpoint(facts, folder, files, shapes, stored)
     return replace(checkpoint, facts=replace(checkpoint.facts, fingerprint=fingerprint(checkpoint)))
@@ -126,6 +130,8 @@ def expected_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
         shapes[f"{prefix}mlp.down_proj.weight"] = (facts.width, facts.mlp_width)
         shapes[f"{prefix}input_layernorm.weight"] = (facts.width,)
         shapes[f"{prefix}post_attention_layernorm.weight"] = (facts.width,)
+    if facts.decoding == "latent_ode":
+        shapes.update(latent_shapes(facts))
     if facts.extra.get("has_time_embedding"):
         shapes[TIME_EMBEDDING] = (facts.width, 1)
     return shapes

@@ -164,6 +164,8 @@ class Graphs:
         while rows > 1:
             rows //= 2
             wanted.append(self.family.smaller(bucket, rows))
+        # A family whose rows cannot move has no smaller buckets.
+        wanted = list(dict.fromkeys(wanted))
         # A smaller one that another decode has leased is not captured again: shrinking is a saving, not a need.
         known = {captured.bucket for captured in self._all}
         missing = [one for one in wanted if (one is bucket and not self._free.get(one)) or (one is not bucket and one not in known)]
