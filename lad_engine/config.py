@@ -43,7 +43,10 @@ CHOICES = {
     "transition": ("ddpm", "ddim"),
     "reward_rule": ("last_token", "reference"),
 }
-LEAST = {"max_new_tokens": 1, "steps": 1, "block_length": 1, "tokens_per_step": 1, "top_k": 0, "flow_label": 0, "seed": 0, "reward_steps": 1}
+LEAST = {
+    **dict.fromkeys(("max_new_tokens", "steps", "block_length", "tokens_per_step", "reward_steps"), 1),
+    **dict.fromkeys(("top_k", "flow_label", "seed"), 0),
+}
 RANGES = {
     "temperature": (0.0, 100.0),
     "top_p": (0.0, 1.0),
