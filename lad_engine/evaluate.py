@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = parse_evaluation(words)
-        arguments.command = shlex.join(["python", "-m", "lad_engine.evaluate", *words])
+        arguments.command = shown_command(words)
         with quiet_libraries(), notes_on(stderr):
             run_evaluation(arguments, stderr)
         return 0
@@ -48,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; what is finished is kept, the same command goes on from there.", file=sys.stderr)
         return 130
+
+
+def shown_command(words: Sequence[str]) -> str:
+    """Return the command line as results record it: of an absolute path only the last part, which is what means something elsewhere."""
+    return shlex.join(["python", "-m", "lad_engine.evaluate", *(Path(word).name if Path(word).is_absolute() else word for word in words)])
 
 
 def run_evaluation(arguments: argparse.Namespace, stderr: Console) -> None:

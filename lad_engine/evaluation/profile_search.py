@@ -32,6 +32,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "retain, locked": {"remasking": "confidence", "noise_schedule": "linear", "retention": "locked"},
     "retain, editable": {"remasking": "confidence", "noise_schedule": "linear", "retention": "editable"},
     "transfer": {"remasking": "transfer"},
+    "transfer, blocks of 8": {"remasking": "transfer", "block_length": 8},
 }
 # Tried on the policies that lead, one change at a time.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -57,6 +58,8 @@ def search(
         (f"{name}, {count} steps", {**START, **policy, "steps": count, "max_new_tokens": length})
         for name, policy in POLICIES.items()
         for count in steps
+        # Blocks share the steps evenly.
+        if "block_length" not in policy or (length % policy["block_length"] == 0 and count % (length // policy["block_length"]) == 0)
     ]
     # The second stage is counted too, so that the time left holds for the whole search.
     countdown = Countdown(out, len(examples) * (len(first) + LEADERS * len(CHANGES)))

@@ -181,7 +181,7 @@ def test_samples_hold_the_command_and_every_answer(evaluate, world: Path, tmp_pa
     out = tmp_path / "samples.txt"
     assert evaluate("--samples", "--out", str(out), "--steps", "2") == 0
     text = out.read_text()
-    assert text.startswith("$ python -m lad_engine.evaluate --samples") and "steps 2" in text
+    assert text.startswith("$ python -m lad_engine.evaluate --samples --out samples.txt") and "steps 2" in text
     assert all(prompt in text for prompt in ("1. the user", "2. the sea and the sun", "3. an answer")) and text.count(" passes)") == 3
 
 
