@@ -19,6 +19,9 @@ if (Path(__file__).parent.parent / "kernels" / "op.py").is_file():
 
 _PUBLIC = {
     "Engine": "engine",
+    "AsyncEngine": "backend",
+    "SyncEngine": "backend",
+    "Limits": "backend",
     "EngineConfig": "config",
     "SamplingParams": "config",
     "GenerationResult": "contracts",
@@ -32,6 +35,11 @@ _PUBLIC = {
     "DownloadError": "errors",
     "OpsError": "errors",
     "TrainingError": "errors",
+    "OverloadError": "errors",
+    "DeadlineError": "errors",
+    "RequestCancelledError": "errors",
+    "StepError": "errors",
+    "ClosedError": "errors",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -66,6 +66,7 @@ class Core:
         request_id: str | None = None,
     ) -> Request:
         """Lay a request out on the caller's thread and queue it; see `AsyncEngine.submit`."""
+        now = time.monotonic()
         if wants not in WANTS:
             raise ConfigError(f"wants is {wants!r}, expected one of {', '.join(WANTS)}.")
         deadline_s = self.limits.deadline_s if deadline_s is None else deadline_s
@@ -78,9 +79,9 @@ class Core:
             raise ConfigError(
                 f"prompt and answer: {canvas.length} positions, expected at most {self.limits.max_tokens} (max_tokens). Shorten either."
             )
-        deadline = None if deadline_s is None else time.monotonic() + deadline_s
+        deadline = None if deadline_s is None else now + deadline_s
         name = request_id or uuid.uuid4().hex[:16]
-        request = Request(name, prompt, params, canvas, adapter, resident, wants, client, deadline, deliver)
+        request = Request(name, prompt, params, canvas, adapter, resident, wants, client, deadline, deliver, now)
         request.settled = SettledText(self.parts, canvas, params)
         with self._changed:
             self._admit_to_queue(request)

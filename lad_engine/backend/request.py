@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..adapters.store import Resident
@@ -37,7 +37,7 @@ class Request:
     client: str
     deadline: float | None
     deliver: Deliver
-    submitted: float = field(default_factory=time.monotonic)
+    submitted: float
     started: float | None = None
     first_step: float | None = None
     is_cancelled: bool = False

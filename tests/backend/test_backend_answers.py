@@ -1,0 +1,123 @@
+"""Requests that arrive at any time, of any kind, get the answers they get alone; their events tell how."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from backend_kit import KINDS, check_nothing_left, facts_of, random_requests, serve, tiny_engine
+
+from lad_engine.backend import Committed, Finished, Limits, Started, Stepped, SyncEngine
+from lad_engine.errors import ConfigError, RequestError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    return tiny_engine(folder)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_random_arrivals_get_the_answers_they_get_alone(folder, alone, seed):
+    requests = random_requests(40, seed)
+
+    async def scenario(backend):
+        draw = random.Random(seed)
+
+        async def ask(prompt, params):
+            await asyncio.sleep(draw.random() * 0.6)
+            return await backend.generate(prompt, params)
+
+        results = await asyncio.gather(*(ask(*request) for request in requests))
+        stats = backend.stats()
+        assert stats.row_steps > 1.2 * stats.steps, "nothing was batched"
+        return results
+
+    results = serve(tiny_engine(folder), scenario, max_rows=8)
+    for (prompt, params), done in zip(requests, results, strict=True):
+        assert facts_of(done.result) == facts_of(alone.generate(prompt, params)[0]), params
+
+
+@pytest.mark.parametrize("driver", ["replay", "loop"])
+def test_captured_steps_give_the_same_tokens_as_they_do_alone(folder, driver):
+    requests = random_requests(12, 5, KINDS[:1] + KINDS[2:4])
+
+    async def scenario(backend):
+        async def ask(number, request):
+            await asyncio.sleep(0.05 * number)
+            return await backend.generate(*request)
+
+        return await asyncio.gather(*(ask(*one) for one in enumerate(requests)))
+
+    results = serve(tiny_engine(folder, driver=driver), scenario, max_rows=4)
+    engine = tiny_engine(folder, driver=driver)
+    for (prompt, params), done in zip(requests, results, strict=True):
+        assert done.result.token_ids == engine.generate(prompt, params)[0].token_ids
+
+
+def test_events_are_the_steps_of_the_stream_and_end_with_the_result(folder, alone):
+    prompt, params = "the user is in", alone.sampling("paper", max_new_tokens=10, steps=5, early_stop=False, seed=3)
+    wanted = list(alone.stream(prompt, params))
+
+    async def scenario(backend):
+        handle = backend.submit(prompt, params, wants="steps", request_id="mine")
+        events = [event async for event in handle]
+        assert (await handle.result()) is events[-1]
+        return events
+
+    events = serve(tiny_engine(folder), scenario)
+    assert isinstance(events[0], Started) and isinstance(events[-1], Finished)
+    assert {event.request_id for event in events} == {"mine"}
+    steps = [event.event for event in events if isinstance(event, Stepped)]
+    same = ("step", "steps", "token_ids", "predicted_ids", "confidences", "status", "is_last", "text", "index")
+    assert [[getattr(step, name) for name in same] for step in steps] == [[getattr(step, name) for name in same] for step in wanted[:-1]]
+    assert "".join(event.text for event in events if isinstance(event, Committed)) == wanted[-1].text
+    assert events[-1].result.text == wanted[-1].text and events[-1].run_ms > 0
+
+
+def test_tokens_that_stay_are_committed_while_others_are_hidden(folder, alone):
+    # Half a letter is held back, so the tokens here are letters.
+    halves = tuple(token for token in range(320) if not alone.codec.decode([token]).isalpha())
+    settings = {"remasking": "transfer", "max_new_tokens": 24, "steps": 12, "block_length": 4, "eos_treatment": "forbid"}
+    params = alone.sampling("paper", suppress_tokens=halves, stop=("zzz",), early_stop=False, **settings)
+
+    async def scenario(backend):
+        return [event async for event in backend.submit("hello", params)]
+
+    events = serve(tiny_engine(folder), scenario)
+    texts = [event.text for event in events if isinstance(event, Committed)]
+    assert len(texts) > 2
+    assert "".join(texts) == events[-1].text == alone.generate("hello", params)[0].text
+    assert not any(isinstance(event, Stepped) for event in events)
+
+
+def test_a_bad_request_is_refused_at_once(folder):
+    async def scenario(backend):
+        with pytest.raises(RequestError, match="empty"):
+            backend.submit("  ")
+        with pytest.raises(RequestError, match="positions"):
+            backend.submit("word " * 2000)
+        with pytest.raises(ConfigError, match="wants is 'all'"):
+            backend.submit("hello", wants="all")
+        with pytest.raises(ConfigError, match="suppress_tokens"):
+            backend.submit("hello", backend.engine.sampling(suppress_tokens=(10**6,)))
+        assert backend.stats().submitted == 0
+
+    serve(tiny_engine(folder), scenario)
+
+
+def test_the_synchronous_twin_answers_as_the_engine_does(folder, alone):
+    requests = random_requests(6, 9)
+    prompts, params = [prompt for prompt, _ in requests], [one for _, one in requests]
+    with SyncEngine(tiny_engine(folder), Limits(max_rows=4)) as backend:
+        assert [facts_of(one) for one in backend.generate(prompts, params)] == [facts_of(one) for one in alone.generate(prompts, params)]
+        handle = backend.submit("hello", params[0], wants="steps")
+        events = list(handle)
+        assert isinstance(events[0], Started) and events[-1] is handle.result()
+        assert backend.drain(5) and backend.stats().finished == 7
+    check_nothing_left(backend)
