@@ -36,7 +36,7 @@ def random_reveal(
     hidden = ~is_fixed
     guess = torch.where(hidden, _sampled(logits_of(x), mask_id, temperature, top_p, generator), x)
     for t in range(steps - 1, 0, -1):
-        shows = hidden & (torch.rand(x.shape, generator=generator) < 1 / (t + 1))
+        shows = hidden & (torch.rand(x.shape, generator=generator, device=x.device) < 1 / (t + 1))
         x = torch.where(shows, guess, x)
         hidden = hidden & ~shows
         guess = torch.where(hidden, _sampled(logits_of(x), mask_id, temperature, top_p, generator), x)
@@ -80,7 +80,7 @@ def dream_reveal(
         p = (logits / temperature if temperature else logits).softmax(-1)
         if rule == "origin":
             chance = 1 - s / t if step < steps - 1 else 1.0
-            shows = hidden & (torch.rand(x.shape, generator=generator) < chance)
+            shows = hidden & (torch.rand(x.shape, generator=generator, device=x.device) < chance)
             x = torch.where(shows, _drawn(p, generator), x)
             continue
         token = _drawn(p, generator) if temperature else p.argmax(-1)

@@ -1,0 +1,89 @@
+"""The family bench and the masked evidence run here at sizes that measure nothing; the transcription makes what it says."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from bench_on_path import ROOT
+
+import bench.families.decode
+from bench.families.masked_evidence import copied, main, scores, verdict
+from bench.families.masked_loop import random_reveal
+from bench.results import check_result
+from lad_engine.train import main as train
+from lad_engine.training.config import TrainConfig
+from tiny_checkpoint import make_tiny
+
+SENTENCES = (
+    "the user is in an hour when others rest on one sea",
+    "her answer was heard there as we sat near his warm home",
+    "one mast is seen where ten rains wash that old stone shore",
+)
+
+
+def test_the_masked_row_counts_passes_and_rows(monkeypatch, tmp_path):
+    out = tmp_path / "families.json"
+    monkeypatch.setattr(sys, "argv", ["bench.families.decode", "--families", "masked", "--quick", "--out", str(out)])
+    bench.families.decode.main()
+    result = json.loads(out.read_text())
+    check_result(result)
+    rows = {row["loop"]: row for row in result["rows"]}
+    # 24 positions in 4 passes: 6 rows a pass where reveals are drawn ahead, all 24 where every position competes, 28 in the plain loop.
+    assert (rows["random"]["nfe"], rows["random"]["head_rows_per_step"]) == (4, 6.0)
+    assert (rows["confidence"]["nfe"], rows["confidence"]["head_rows_per_step"]) == (4, 24.0)
+    assert {row["transcription"]["head_rows_per_step"] for row in rows.values()} == {28}
+
+
+def test_the_transcribed_nucleus_keeps_the_token_that_crosses():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0]).clamp(min=1e-9).log().expand(4000, 1, 5)
+    ids = torch.full((4000, 1), 4)
+    fixed = torch.zeros_like(ids, dtype=torch.bool)
+    drawn, passes = random_reveal(lambda x: logits, ids, fixed, 4, steps=1, temperature=1.0, top_p=0.6)
+    assert passes == 1 and sorted(drawn.unique().tolist()) == [0, 1]
+    assert abs(float((drawn == 0).float().mean()) - 0.5 / 0.8) < 0.04
+
+
+def test_the_config_of_the_adaptation_is_one_the_trainer_takes():
+    config = TrainConfig.load(ROOT / "bench" / "families" / "masked.toml", {})
+    assert (config.objective, config.predicts_next_token, config.profile) == ("masked", True, "diffullama_confidence")
+    assert all((ROOT / source.partition("=")[0]).is_file() for source in config.data)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evidence")
+    make_tiny(folder / "base")
+    rows = [{"instruction": f"{i}", "output": text} for text in SENTENCES for i in range(16)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    toml = (ROOT / "bench" / "families" / "masked.toml").read_text()
+    lines = [line for line in toml.splitlines() if not line.startswith(("  ", "]", "data", "mask_token", "system_prompt"))]
+    lines += [f'data = ["{folder / "data.jsonl"}"]', f'base = "{folder / "base"}"', 'mask_token = "MASK"']
+    kept = [line for line in lines if not line.startswith(("steps", "max_length", "max_prompt", "val_share", "output", "learning_rate"))]
+    kept += ["steps = 150", "max_length = 160", "val_share = 0.2", "learning_rate = 1e-2", f'output = "{folder / "run"}"', 'device = "cpu"']
+    (folder / "masked.toml").write_text("\n".join(kept) + "\n")
+    return folder
+
+
+def test_an_adaptation_recovers_words_and_fills_gaps_better_than_copying(place, capsys):
+    assert train(["--config", str(place / "masked.toml"), "--no-plot", "--quiet"]) == 0
+    arguments = ["--config", str(place / "masked.toml"), "--adapter", str(place / "run" / "adapter.safetensors")]
+    assert main([*arguments, "--examples", "8", "--steps", "6", "--out", str(place / "out.json")]) == 0
+    found = json.loads((place / "out.json").read_text())
+    assert found["recovered"]["adapted"]["recovered_masked_30"] > found["recovered"]["unadapted"]["recovered_masked_30"] + 0.2
+    assert found["gaps"] > 2 and all(found["holds"].values())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["holds"] == found["holds"]
+
+
+def test_copying_takes_the_words_beside_the_gap():
+    case = {"left": "a b c d", "gap": " e f", "right": " g h i"}
+    assert (copied(case, "left"), copied(case, "right")) == ("c d", "g h")
+    assert scores(["e f"], [case])["rouge_2"] == 1.0 and scores(["c d"], [case])["rouge_1"] == 0.0
+    half = {"rouge_1": 0.5, "rouge_2": 0.5, "rouge_l": 0.5}
+    found = {
+        "recovered": {"adapted": {"recovered_masked_30": 0.4}, "unadapted": {"recovered_masked_30": 0.5}},
+        "infilling": {"adapted": half, "copy_left": {**half, "rouge_2": 0.6}, "copy_right": half},
+    }
+    assert not any(verdict(found).values())
