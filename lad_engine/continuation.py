@@ -16,6 +16,9 @@ from .text.codec import TextCodec
 from .text.formats import PromptDefaults
 from .text.prompts import Prompt
 
+# Decoding families whose checkpoints are no language models from left to right any more.
+BIDIRECTIONAL = ("masked", "simplex")
+
 Request = tuple[str | Prompt, SamplingParams]
 
 
@@ -28,8 +31,10 @@ def continue_prompts(
         One (outcome, canvas, timings) per request; the canvas is the prompt and as many open positions as the answer may have.
     Raises:
         RequestError: a prompt brings a draft or an infill, or cannot be laid out.
-        ConfigError: a suppressed token is none of the vocabulary.
+        ConfigError: the checkpoint was trained to look both ways, or a suppressed token is none of the vocabulary.
     """
+    if facts.decoding in BIDIRECTIONAL:
+        raise ConfigError(f"autoregressive: this checkpoint decodes as {facts.decoding}, expected a causal base. Leave --autoregressive out.")
     canvases = [_lay_out(prompt, one, codec, facts) for prompt, one in requests]
     params = [one for _, one in requests]
     started = time.perf_counter()
