@@ -119,12 +119,9 @@ def test_supplied_noise_gives_the_same_decode_as_the_generators(transformer):
 
 def test_position_zero_of_an_unprompted_canvas_has_equal_logits(transformer):
     request = Canvas(np.full(6, PAD_ID), np.ones(6, bool), 0)
-    one = params(steps=4)
-    wanted, passes = plain(transformer, request, one)
-    state = decoded(denoiser_of(transformer), [request], [one])
-    assert torch.equal(passes[0][1][0, 0], torch.zeros(transformer.facts.vocab_size))
-    # Equal logits: the argmax is the lowest id, and its probability one of V, whatever was drawn before.
-    assert state.answer[0].tolist() == wanted.tolist() and state.answer[0, 0] == 0
+    state = decoded(denoiser_of(transformer), [request], [params(steps=4)])
+    # The argmax of equal logits is the lowest id, and its probability one of V.
+    assert state.answer[0, 0] == 0 and len(state.answer[0, 1:].unique()) > 2
     assert float(state.confidence[0, 0]) == pytest.approx(1 / transformer.facts.vocab_size)
 
 
