@@ -34,7 +34,7 @@ def continue_prompts(
         ConfigError: the checkpoint was trained to look both ways, or a suppressed token is none of the vocabulary.
     """
     if facts.decoding in BIDIRECTIONAL:
-        raise ConfigError(f"autoregressive: this checkpoint decodes as {facts.decoding}, expected a causal base. Leave --autoregressive out.")
+        raise ConfigError(f"autoregressive: this checkpoint decodes as {facts.decoding}, expected a causal base. Leave it out.")
     canvases = [_lay_out(prompt, one, codec, facts) for prompt, one in requests]
     params = [one for _, one in requests]
     started = time.perf_counter()
