@@ -70,6 +70,8 @@ def run_evaluation(arguments: argparse.Namespace, stderr: Console) -> None:
         write_samples(Path(arguments.out), arguments.command, engine, questions, engine.sampling(profile, **settings), arguments.batch_size)
         return
     base = engine if engine.adapter_facts is None else _load(arguments, arguments.model, "none", stderr)
+    if arguments.judge is None and base.family != "lad" and (arguments.tune_profile or TASK in names):
+        raise ConfigError(f"judge: the model decodes as {base.family}, expected a causal one to find perplexity with. Give --judge PATH.")
     judge = Judge(base if arguments.judge is None else _load(arguments, arguments.judge, "none", stderr))
     if arguments.tune_profile:
         _tune(arguments, engine, judge, questions, settings)

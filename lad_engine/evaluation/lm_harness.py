@@ -6,10 +6,12 @@ lm-eval looks for no plug-ins, so this module is its command line with our model
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 BATCH = 8
+log = logging.getLogger(__name__)
 
 
 @register_model("lad_engine")
@@ -51,6 +54,10 @@ class LadEngineLM(LM):
         alone = autoregressive or adapter in (None, "none")
         self.is_autoregressive, self.copies, self.profile, self.sampling = bool(autoregressive), copies, profile, sampling
         self.batch_size_per_call = batch_size if isinstance(batch_size, int) else max_batch_size or BATCH
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            # lm-eval itself says cuda:0 where nobody named a device.
+            log.warning("lm-eval asks for %s and there is no CUDA here; the model runs where it can", device)
+            device = None
         config = {"device": device or "auto", "dtype": dtype, **({"mask_token": None} if autoregressive else {})}
         self.engine = engine if engine is not None else Engine.load(model, adapter=None if alone else adapter, **config)
         # A wrong setting is refused before the first request.
@@ -140,7 +147,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # As its own module, so that the class is registered once whoever imports it.
-    from lad_engine.evaluation.lm_harness import main as run
-
-    sys.exit(run())
+    sys.exit(main())

@@ -228,6 +228,19 @@ def test_what_cannot_be_is_refused_in_one_sentence(evaluate, capsys, words, sent
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
 
 
+def test_a_model_that_is_not_causal_is_no_judge(evaluate, monkeypatch, capsys):
+    load = Engine.load
+
+    def masked(*words, **settings):
+        engine = load(*words, **settings)
+        engine.family = "masked"
+        return engine
+
+    monkeypatch.setattr(Engine, "load", masked)
+    assert evaluate("--tasks", "open", "--out", "x.json") == 2
+    assert "judge: the model decodes as masked" in capsys.readouterr().err
+
+
 def test_a_set_that_is_nowhere_names_where_it_was_looked_for(evaluate, world: Path, tmp_path: Path, capsys):
     assert main(["--tasks", "rocstories", "--out", "x.json", "--data", str(tmp_path)]) == 2
     error = capsys.readouterr().err

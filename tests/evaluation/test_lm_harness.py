@@ -114,6 +114,12 @@ def test_a_wrong_setting_is_refused_at_once(harness, folder):
         harness.LadEngineLM(model=str(folder), adapter="none", stepz=3)
 
 
+def test_lm_evals_own_default_device_steps_down_with_a_word(harness, folder, monkeypatch, caplog):
+    monkeypatch.setattr(harness.torch.cuda, "is_available", lambda: False)
+    model = harness.LadEngineLM(model=str(folder), adapter="none", device="cuda:0")
+    assert model.engine.config.device == "cpu" and "asks for cuda:0" in caplog.text
+
+
 @pytest.mark.skipif(not IS_INSTALLED, reason="lm-eval is not installed (extra `eval`)")
 def test_lm_eval_runs_local_tasks_with_it(harness, diffusion, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
