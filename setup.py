@@ -28,10 +28,15 @@ def cpu_extension() -> list[Extension]:
     except ImportError:
         print("lad_engine: pybind11 is missing, so the C++ extension is not built; everything else works.", file=sys.stderr)
         return []
-    sources = ["csrc/bindings_cpu.cpp", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))]
+    files = [*(ROOT / "csrc").glob("bindings_*.cpp"), *(ROOT / "csrc" / "cpu").glob("*.cpp")]
+    sources = sorted(path.relative_to(ROOT).as_posix() for path in files)
     headers = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.h"))
-    flags = ["/std:c++17", "/O2", "/EHsc"] if sys.platform == "win32" else ["-std=c++17", "-O3", "-fvisibility=hidden"]
-    # One wheel serves every machine of its architecture, so no -march=native.
+    if sys.platform == "win32":
+        print("lad_engine: the C++ extension needs GCC or Clang, so it is not built; everything else works.", file=sys.stderr)
+        return []
+    # One wheel serves every machine of its architecture: no -march=native, the instructions are chosen at run time. A product and a sum
+    # are not contracted into one rounding, so that every choice gives the same bits.
+    flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi"]
     return [
         Extension(
             "lad_engine._cpu",

@@ -2,4 +2,4 @@ from ..op import Op
 from .cases import bytes_moved, cases, shape
 from .reference import packed_attention
 
-OP = Op(__name__, packed_attention, ("sdpa", "triton"), cases, bytes_moved, shape=shape)
+OP = Op(__name__, packed_attention, ("cpu", "sdpa", "triton"), cases, bytes_moved, shape=shape)

@@ -2,4 +2,4 @@ from ..op import Op
 from .cases import bytes_moved, cases
 from .reference import quantised_linear
 
-OP = Op(__name__, quantised_linear, ("library",), cases, bytes_moved)
+OP = Op(__name__, quantised_linear, ("cpu", "library"), cases, bytes_moved)

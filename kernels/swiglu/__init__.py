@@ -2,4 +2,4 @@ from ..op import Op
 from .cases import bytes_moved, cases
 from .reference import swiglu
 
-OP = Op(__name__, swiglu, ("triton",), cases, bytes_moved)
+OP = Op(__name__, swiglu, ("cpu", "triton"), cases, bytes_moved)

@@ -2,4 +2,4 @@ from ..op import Op
 from .cases import bytes_moved, cases
 from .reference import update
 
-OP = Op(__name__, update, ("triton",), cases, bytes_moved, is_exact=True, writes=("buffers",))
+OP = Op(__name__, update, ("cpu", "triton"), cases, bytes_moved, is_exact=True, writes=("buffers",))

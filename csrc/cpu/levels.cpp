@@ -1,0 +1,37 @@
+#include "levels.h"
+
+#include <algorithm>
+#include <atomic>
+
+namespace lad {
+
+namespace {
+
+std::atomic<int> forced{-1};
+
+}  // namespace
+
+Level best_level() {
+#if defined(__x86_64__)
+    static const Level best = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                                      __builtin_cpu_supports("avx512dq")
+                                  ? AVX512
+                              : __builtin_cpu_supports("avx2") ? AVX2
+                                                               : BASELINE;
+    return best;
+#else
+    return BASELINE;
+#endif
+}
+
+Level level() {
+    const int wanted = forced.load(std::memory_order_relaxed);
+    return wanted < 0 ? best_level() : static_cast<Level>(std::min<int>(wanted, best_level()));
+}
+
+Level force_level(int wanted) {
+    forced.store(wanted, std::memory_order_relaxed);
+    return level();
+}
+
+}  // namespace lad

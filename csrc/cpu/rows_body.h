@@ -1,0 +1,130 @@
+// The loops of rows.cpp over one row; T is float, or uint16_t for bfloat16. Widths need not be multiples of LANES.
+
+template <typename T>
+LAD_INLINE F32 load_part(const T* from, int64_t count) {
+    if (count >= LANES) return load(from);
+    T padded[LANES] = {};
+    __builtin_memcpy(padded, from, static_cast<size_t>(count) * sizeof(T));
+    return load(padded);
+}
+
+template <typename T>
+LAD_INLINE void store_part(T* to, F32 value, int64_t count) {
+    if (count <= 0) return;
+    if (count >= LANES) return store(to, value);
+    T padded[LANES];
+    store(padded, value);
+    __builtin_memcpy(to, padded, static_cast<size_t>(count) * sizeof(T));
+}
+
+template <typename T>
+LAD_INLINE F32 rounded(F32 value) {
+    if (sizeof(T) == sizeof(float)) return value;
+    const U32 bits = reinterpret_cast<U32>(value);
+    const F32 out = reinterpret_cast<F32>((bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u);
+    return value == value ? out : value;
+}
+
+// h = x + residual, y = round(h / rms) * weight; `h` is written only where there is a residual. Returns the largest |y|. Y holds T exactly.
+template <typename T, typename Y>
+static float norm_row(const T* x, const T* residual, const T* weight, float eps, int64_t D, T* h, Y* y) {
+    F32 squares{};
+    for (int64_t d = 0; d < D; d += LANES) {
+        F32 wide = load_part(x + d, D - d);
+        if (residual) {
+            wide = rounded<T>(wide + load_part(residual + d, D - d));
+            store_part(h + d, wide, D - d);
+        }
+        squares += wide * wide;
+    }
+    const float mean = static_cast<float>(sum_of(squares) / static_cast<double>(D)) + eps;
+    const float inverse = 1.0f / __builtin_sqrtf(mean);
+    const T* source = residual ? h : x;
+    F32 top{};
+    for (int64_t d = 0; d < D; d += LANES) {
+        const F32 value = rounded<T>(rounded<T>(load_part(source + d, D - d) * inverse) * load_part(weight + d, D - d));
+        top = largest(magnitude(value), top);
+        store_part(y + d, value, D - d);
+    }
+    return largest_of(top);
+}
+
+// y = round(silu(gate)) * up. Returns the largest |y|.
+template <typename T, typename Y>
+static float gated_row(const T* gate, const T* up, int64_t F, Y* y) {
+    F32 top{};
+    for (int64_t f = 0; f < F; f += LANES) {
+        const F32 g = load_part(gate + f, F - f);
+        const F32 value = rounded<T>(rounded<T>(g / (exponential(-g) + 1.0f)) * load_part(up + f, F - f));
+        top = largest(magnitude(value), top);
+        store_part(y + f, value, F - f);
+    }
+    return largest_of(top);
+}
+
+template <typename T>
+static float largest_magnitude(const T* x, int64_t D, float* wide) {
+    F32 top{};
+    for (int64_t d = 0; d < D; d += LANES) {
+        const F32 value = load_part(x + d, D - d);
+        top = largest(magnitude(value), top);
+        store_part(wide + d, value, D - d);
+    }
+    return largest_of(top);
+}
+
+// q = round(y * factor), within the range of int8 by the choice of the factor.
+static void quantise_row(const float* y, int64_t D, float factor, int8_t* q) {
+    for (int64_t d = 0; d < D; d += LANES) {
+        const I8 narrow = __builtin_convertvector(__builtin_convertvector(whole(load_part(y + d, D - d) * factor), I32), I8);
+        __builtin_memcpy(q + d, &narrow, static_cast<size_t>(D - d < LANES ? D - d : LANES));
+    }
+}
+
+// y = round(sums * row_scale * scale + bias).
+template <typename T>
+static void dequantise_row(const int32_t* sums, float row_scale, const float* scale, const float* bias, int64_t O, T* y) {
+    for (int64_t o = 0; o < O; o += LANES) {
+        F32 value = load_part(sums + o, O - o) * row_scale * load_part(scale + o, O - o);
+        if (bias) value += load_part(bias + o, O - o);
+        store_part(y + o, value, O - o);
+    }
+}
+
+// The rotation of one head's pairs (x_i, x_{i + half}) by its position's angles.
+template <typename T, typename U>
+static void rotate_head(const T* x, const float* cos, const float* sin, int64_t half, float factor, U* y) {
+    for (int64_t i = 0; i < half; i += LANES) {
+        const F32 first = load_part(x + i, half - i), second = load_part(x + half + i, half - i);
+        const F32 c = load_part(cos + i, half - i), s = load_part(sin + i, half - i);
+        store_part(y + i, rounded<T>(first * c - second * s) * factor, half - i);
+        store_part(y + half + i, rounded<T>(second * c + first * s) * factor, half - i);
+    }
+}
+
+// In place: softmax of the first `count` scores, zeros behind them up to `width`.
+template <typename T>
+static void softmax_row(T* x, int64_t count, int64_t width) {
+    F32 tops = all(-__builtin_inff());
+    const int64_t groups = count / LANES * LANES;
+    for (int64_t i = 0; i < groups; i += LANES) tops = largest(load(x + i), tops);
+    F32 rest = all(-__builtin_inff());
+    for (int64_t i = groups; i < count; ++i) rest[i - groups] = load_part(x + i, 1)[0];
+    const float top = largest_of(largest(rest, tops));
+    F32 sums{};
+    for (int64_t i = 0; i < groups; i += LANES) {
+        const F32 weight = exponential(load(x + i) - top);
+        sums += weight;
+        store(x + i, weight);
+    }
+    const F32 last = exponential(rest - top);
+    const float inverse = static_cast<float>(1.0 / (sum_of(sums) + sum_of(last)));
+    for (int64_t i = 0; i < groups; i += LANES) store(x + i, load(x + i) * inverse);
+    store_part(x + groups, last * inverse, count - groups);
+    for (int64_t i = count; i < width; ++i) x[i] = 0;
+}
+
+template <typename T, typename U>
+static void convert_row(const T* x, int64_t D, U* y) {
+    for (int64_t d = 0; d < D; d += LANES) store_part(y + d, load_part(x + d, D - d), D - d);
+}

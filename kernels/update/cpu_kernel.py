@@ -1,0 +1,30 @@
+"""The state update in C++: every rule of a row in one walk over its positions, without a tensor in between."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..._cpu import PreparedUpdate
+from .buffers import RULES, UpdateBuffers, UpdateRules, UpdateTables
+
+# Bits of the rules a batch uses, as csrc/cpu/update.h numbers them.
+BITS = {"none": 0, "random": 1, "weighted": 1, "confidence": 2, "clusters": 4, "bernoulli": 4, "retain": 8, "transfer": 16, "split": 32}
+
+
+def update(
+    buffers: UpdateBuffers,
+    rules: UpdateRules,
+    tables: UpdateTables,
+    token: Tensor,
+    confidence: Tensor,
+    *,
+    mask_id: int,
+    used: frozenset[str],
+) -> None:
+    """Contract of the reference; CPU tensors, whose shapes and types the extension checks as it reads them."""
+    if used - BITS.keys():
+        raise ValueError(f"update: used is {sorted(used)}, expected names among {', '.join(RULES)}.")
+    bits = 0
+    for rule in used:
+        bits |= BITS[rule]
+    PreparedUpdate(buffers, rules, tables, bits).run(token, confidence, mask_id)
