@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import SamplingParams
+from ..contracts import Canvas
 from ..engine import Engine
 from ..errors import LadError
 from ..text.prompts import Prompt
@@ -91,7 +92,7 @@ class AsyncEngine:
 
     def submit(
         self,
-        prompt: str | Prompt,
+        prompt: str | Prompt | Canvas,
         params: SamplingParams | None = None,
         *,
         adapter: str | None = None,
@@ -103,8 +104,9 @@ class AsyncEngine:
         """Queue a request; it returns at once.
 
         Args:
-            params: None is the adapter's profile. adapter: a loaded adapter's name, None for what the engine has by itself.
-            wants: "result", "text" or "steps", see `events.WANTS`. client: requests take turns by it. deadline_s: from now on.
+            prompt: or a canvas that the caller laid out, any fixed tokens around open positions. params: None is the adapter's profile.
+            adapter: a loaded adapter's name, None for what the engine has by itself. wants: "result", "text" or "steps", see
+                `events.WANTS`. client: requests take turns by it. deadline_s: from now on.
         Raises:
             RequestError, ConfigError, AdapterError: it cannot be laid out, or a setting or name is unknown.
             OverloadError: the queue is full; `retry_after_s` says when to ask again. ClosedError: draining or closed.
@@ -114,7 +116,7 @@ class AsyncEngine:
         handle._request = self._core.submit(prompt, params, handle._deliver, **options)
         return handle
 
-    async def generate(self, prompt: str | Prompt, params: SamplingParams | None = None, **options: Any) -> Finished:
+    async def generate(self, prompt: str | Prompt | Canvas, params: SamplingParams | None = None, **options: Any) -> Finished:
         """Submit (options as there) and wait; cancelling the waiting task cancels the request."""
         handle = self.submit(prompt, params, **{"wants": "result", **options})
         try:

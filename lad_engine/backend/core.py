@@ -18,6 +18,7 @@ import torch
 
 from ..adapters.reader import read_adapter
 from ..config import SamplingParams
+from ..contracts import Canvas
 from ..engine import Engine
 from ..errors import ClosedError, ConfigError, DeadlineError, LadError, OverloadError, RequestCancelledError, StepError
 from ..runtime.readout import read_event, read_outcome
@@ -55,7 +56,7 @@ class Core:
 
     def submit(
         self,
-        prompt: str | Prompt,
+        prompt: str | Prompt | Canvas,
         params: SamplingParams | None,
         deliver: Deliver,
         *,

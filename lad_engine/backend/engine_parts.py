@@ -12,7 +12,7 @@ from ..adapters.store import AdapterStore, Resident
 from ..config import SamplingParams
 from ..contracts import AdapterFacts, Canvas, GenerationResult
 from ..engine import Engine
-from ..errors import AdapterError, ConfigError
+from ..errors import AdapterError, ConfigError, RequestError
 from ..requests import check_batch, lay_out_request
 from ..runtime.graphs import Graphs, buffer_bytes
 from ..runtime.readout import Outcome
@@ -59,9 +59,11 @@ class EngineParts:
         check_batch([params], self.engine.facts, self.engine.family)
         return params
 
-    def canvas(self, prompt: str | Prompt, params: SamplingParams, resident: Resident | None) -> Canvas:
-        """Lay a prompt out for its adapter; RequestError where it does not fit."""
+    def canvas(self, prompt: str | Prompt | Canvas, params: SamplingParams, resident: Resident | None) -> Canvas:
+        """Lay a prompt out for its adapter, or check what the caller laid out; RequestError where it does not fit."""
         engine = self.engine
+        if isinstance(prompt, Canvas):
+            return _checked(prompt, engine.facts.max_positions, engine.facts.vocab_size)
         if engine.mask_id is None:
             raise ConfigError("mask_token is None, expected a piece to hide answer positions with. Load the engine with one.")
         facts: AdapterFacts | None = engine.adapter_facts if self.store is None else resident and resident.facts
@@ -125,6 +127,14 @@ class EngineParts:
         own = self.engine.adapter_facts
         name = adapter if self.store is not None else own and own.name
         return self.engine._result(outcome, canvas, params, timings, name)
+
+
+def _checked(canvas: Canvas, max_positions: int, vocab_size: int) -> Canvas:
+    if canvas.length > max_positions:
+        raise RequestError(f"canvas: it has {canvas.length} positions, expected at most {max_positions} (the model's window). Shorten it.")
+    if not 0 <= int(canvas.ids.min()) <= int(canvas.ids.max()) < vocab_size:
+        raise RequestError(f"canvas: a token id is outside the base's vocabulary, expected 0 to {vocab_size - 1}.")
+    return canvas
 
 
 def _rounded(size: int, unit: int) -> int:

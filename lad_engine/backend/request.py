@@ -28,7 +28,7 @@ class Request:
     """
 
     id: str
-    prompt: str | Prompt
+    prompt: str | Prompt | Canvas
     params: SamplingParams
     canvas: Canvas
     adapter: str | None

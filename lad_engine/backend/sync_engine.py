@@ -10,7 +10,7 @@ from typing import Any
 
 from ..adapters.resident import Names, each_name
 from ..config import SamplingParams
-from ..contracts import GenerationResult
+from ..contracts import Canvas, GenerationResult
 from ..engine import Engine
 from ..errors import LadError
 from ..loading import each_params
@@ -71,19 +71,19 @@ class SyncEngine:
         self.engine = engine
         self._core = Core(engine, limits)
 
-    def submit(self, prompt: str | Prompt, params: SamplingParams | None = None, **options: Any) -> SyncHandle:
+    def submit(self, prompt: str | Prompt | Canvas, params: SamplingParams | None = None, **options: Any) -> SyncHandle:
         handle = SyncHandle(self._core)
         handle._request = self._core.submit(prompt, params, handle._deliver, **options)
         return handle
 
     def generate(
         self,
-        prompts: str | Prompt | Sequence[str | Prompt],
+        prompts: str | Prompt | Canvas | Sequence[str | Prompt | Canvas],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         adapters: Names = None,
     ) -> list[GenerationResult]:
         """Answer every prompt, as `Engine.generate` does: one result each, in order. The first failure is raised, the others go on."""
-        prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
+        prompts = [prompts] if isinstance(prompts, (str, Prompt, Canvas)) else list(prompts)
         each = [params] * len(prompts) if params is None else each_params(params, prompts)
         asked = zip(prompts, each, each_name(adapters, len(prompts)), strict=True)
         handles = [self.submit(prompt, one, adapter=name, wants="result") for prompt, one, name in asked]

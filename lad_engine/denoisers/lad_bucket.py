@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from . import row_facts
 from .lad_state import WHOLE, LadState
 
 # The axes of every buffer and table: B rows, T canvas positions, R answer positions, S steps, P plan columns, M biases, E ends, N bounds.
@@ -40,7 +40,8 @@ MASKED = ("ids", "answer", "before", "shown", "rule.bias_ids")
 # Candidates that get sorted: a batch takes the next of these, or the whole vocabulary (0) beyond the last.
 TOP_KS = (1, 4, 16, 64, 256, 1024)
 LEAST_STEPS = 16
-Fact = TypeVar("Fact")
+# What a row has on the host, for steps that read it.
+HOST_FACTS = ("visible", "starts", "guided")
 
 
 @dataclass(frozen=True)
@@ -133,25 +134,16 @@ class LadBuckets:
         return dataclasses.replace(state, visible=((1,),) * B, starts=(0,) * B, joined=(0,) * B)
 
     def seat(self, state: LadState, slot: int, row: LadState) -> None:
-        """Take the host facts of a request, a batch of one, over into row `slot`, whose tensors hold it already; it begins now."""
-        if state.is_static:
-            return
-        for name, value in (("visible", row.visible[0]), ("starts", row.starts[0]), ("guided", row.guided[0])):
-            setattr(state, name, _with(getattr(state, name), slot, value))
-        state.joined, state.resting = _with(state.joined, slot, state.taken_steps), _with(state.resting, slot, False)
+        """Begin a request in row `slot`; see `row_facts`."""
+        row_facts.seat(state, slot, row, HOST_FACTS)
 
     def rest(self, state: LadState, slot: int) -> None:
         """Leave a row out that is done."""
-        if not state.is_static:
-            state.resting = _with(state.resting, slot, True)
+        row_facts.rest(state, slot)
 
     def move(self, source: LadState, target: LadState, slots: Sequence[int]) -> None:
-        """Take the host facts of rows `slots` of one batch over into the rows of another."""
-        if not target.is_static:
-            for name in ("visible", "starts", "guided", "joined", "resting"):
-                own = getattr(source, name)
-                setattr(target, name, tuple(own[slot] for slot in slots))
-            target.taken_steps = source.taken_steps
+        """Go on with rows `slots` of one batch in another."""
+        row_facts.move(source, target, slots, HOST_FACTS)
 
     def fill(self, buffers: LadState, state: LadState) -> None:
         """Copy a batch that was laid out on the host into `buffers`, which are blank host buffers of its bucket."""
@@ -184,10 +176,6 @@ def padded_length(positions: int) -> int:
     """Return the canvas length that is captured for `positions`: multiples of 128 up to 512, of 256 beyond."""
     unit = 128 if positions <= 512 else 256
     return -(-positions // unit) * unit
-
-
-def _with(row_facts: tuple[Fact, ...], slot: int, value: Fact) -> tuple[Fact, ...]:
-    return (*row_facts[:slot], value, *row_facts[slot + 1 :])
 
 
 def _power_of_two(count: int) -> int:

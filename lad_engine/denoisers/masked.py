@@ -39,7 +39,7 @@ class MaskedDenoiser:
         Where every reveal was drawn beforehand, only the positions it reveals are read: about N/T of N. Static: shapes follow the
         buffers and the plan's host integers, per-step numbers come from device tables, and no tensor is read on the host.
         """
-        first, count, after = state.tables.at(state.step)
+        first, count, after = state.tables.at(state.row_steps)
         hidden = state.is_open & (state.answer == state.mask_id)
         candidates, order, rank = self._places(state, hidden)
         width = self._width(state)
@@ -70,7 +70,12 @@ class MaskedDenoiser:
         """Return how many lanes this step reads: the most any row of the plan needs now, all of the bucket's in a captured step."""
         if state.is_static:
             return state.lanes
-        return max(1, *state.reads[min(state.taken_steps, state.max_steps - 1)])
+        return max(1, *self._reads_now(state))
+
+    def _reads_now(self, state: MaskedState) -> list[int]:
+        """Return how many lanes each row reads at its own step."""
+        since = zip(state.reads, state.joined, strict=True)
+        return [own[min(state.taken_steps - joined, len(own) - 1)] for own, joined in since]
 
     def _predict(self, state: MaskedState, columns: Tensor, width: int) -> TokenChoice:
         """Predict the answer columns `[B, width]`; lanes beyond a row's count mean nothing."""
@@ -81,15 +86,14 @@ class MaskedDenoiser:
         if not state.is_static:
             lengths, unread = state.lengths, state.resting
             unguided = tuple(rests or not guided for rests, guided in zip(state.resting, state.guided, strict=True))
-            reads = state.reads[min(state.taken_steps, state.max_steps - 1)]
-            counts = tuple(0 if rests else read for rests, read in zip(state.resting, reads, strict=True))
+            counts = tuple(0 if rests else read for rests, read in zip(state.resting, self._reads_now(state), strict=True))
         rows = self.model.read_rows(state.ids, positions, lengths, unread)
         unconditional = None
         if any(state.guided):
             without_prompt = torch.where(state.is_prompt, state.mask_id, state.ids)
             unconditional = self.model.read_rows(without_prompt, positions, lengths, unguided)
         # One number per position, so that a position draws the same wherever in a batch it is read.
-        uniforms = self.ops.uniform(state.seeds, state.columns, state.step, SAMPLE).gather(1, columns)
+        uniforms = self.ops.uniform(state.seeds, state.columns, state.row_steps, SAMPLE).gather(1, columns)
         asked = {"certainty": state.rules.certainty} if "certainty" in state.rules.used else {}
         return self.model.choose(rows, state.rule, uniforms, unconditional, counts, **asked)
 
@@ -113,7 +117,7 @@ class MaskedDenoiser:
         if "budget" in rules.used:
             draws = None
             if rules.used & {"draw", "noise"}:
-                draws = self.ops.uniform(state.seeds, state.columns, state.step, ORDER)
+                draws = self.ops.uniform(state.seeds, state.columns, state.row_steps, ORDER)
             is_eos = (token[..., None] == state.eos_ids).any(2)
             score = order_scores(rules, confidence, certainty, is_eos, draws)
             chosen = surest(rules, score, candidates, hidden.sum(1) - after)
@@ -128,13 +132,13 @@ class MaskedDenoiser:
         _put(state.predicted, torch.where(is_predicted, token, state.answer), active)
         _put(state.confidence, confidence, active & is_predicted)
         for history in (state.first_set, state.last_changed):
-            _put(history, state.step, active & reveals)
+            _put(history, state.row_steps[:, None], active & reveals)
         _put(state.answer, after, active)
         offset = torch.arange(state.ids.shape[1], device=state.ids.device) - state.answer_start[:, None]
         is_answer = (offset >= 0) & (offset < state.answer_length[:, None])
         _put(state.ids, state.answer.gather(1, offset.clamp(0, state.answer.shape[1] - 1)), is_answer & active)
         is_complete = ~(state.is_open & (state.answer == state.mask_id)).any(1)
-        is_last = state.step >= state.steps - 1
+        is_last = state.row_steps >= state.steps - 1
         state.acted.copy_(is_active)
         state.nfe.add_(state.evaluations * is_active)
         state.row_steps.add_(is_active)

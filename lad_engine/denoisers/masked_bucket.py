@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
 import torch
 from torch import Tensor
 
+from . import row_facts
 from .lad_bucket import LEAST_STEPS, TOP_KS, padded_length
 from .masked_state import WHOLE, MaskedState
 
@@ -33,6 +35,8 @@ BLANK = {
 }
 MASKED = ("ids", "answer", "before", "predicted", "rule.bias_ids")
 LANE_UNIT = 16
+# What a row has on the host, for steps that read it.
+HOST_FACTS = ("reads", "lengths", "guided")
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class MaskedBuckets:
             name: dataclasses.replace(part, **{key: empty(f"{name}.{key}") for key in _tensor_fields(part)})
             for name, part in (("rules", like.rules), ("rule", like.rule), ("tables", like.tables))
         }
+        parts["rules"] = dataclasses.replace(parts["rules"], used=bucket.used)
         parts["rule"] = dataclasses.replace(parts["rule"], max_top_k=bucket.max_top_k, samples_all=bucket.samples_all)
         state = dataclasses.replace(
             like,
@@ -107,6 +112,7 @@ class MaskedBuckets:
             lanes=bucket.lanes,
             reads=(),
             lengths=(),
+            joined=(),
             resting=(),
             taken_steps=0,
             is_static=True,
@@ -116,6 +122,24 @@ class MaskedBuckets:
         for columns in (state.columns, state.order, state.rank):
             columns.copy_(torch.arange(bucket.answers))
         return state
+
+    def blank_rows(self, bucket: MaskedBucket, like: MaskedState) -> MaskedState:
+        """Return `blank` for steps that read the plans' host integers, so that each row is forwarded at its own length."""
+        B = bucket.rows
+        state = dataclasses.replace(self.blank(bucket, like), is_static=False, guided=(False,) * B, resting=(True,) * B)
+        return dataclasses.replace(state, reads=((0,),) * B, lengths=(1,) * B, joined=(0,) * B)
+
+    def seat(self, state: MaskedState, slot: int, row: MaskedState) -> None:
+        """Begin a request in row `slot`; see `row_facts`."""
+        row_facts.seat(state, slot, row, HOST_FACTS)
+
+    def rest(self, state: MaskedState, slot: int) -> None:
+        """Leave a row out that is done."""
+        row_facts.rest(state, slot)
+
+    def move(self, source: MaskedState, target: MaskedState, slots: Sequence[int]) -> None:
+        """Go on with rows `slots` of one batch in another."""
+        row_facts.move(source, target, slots, HOST_FACTS)
 
     def fill(self, buffers: MaskedState, state: MaskedState) -> None:
         """Copy a batch that was laid out on the host into `buffers`, which are blank host buffers of its bucket."""

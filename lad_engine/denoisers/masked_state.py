@@ -29,9 +29,9 @@ class RevealTables:
     whole: Tensor
 
     def at(self, step: Tensor) -> tuple[Tensor, ...]:
-        """Read the columns `[B]` of a device counter `[]`; a step beyond the last reads the last."""
-        row = step.clamp(max=self.whole.shape[0] - 1).view(1)
-        return tuple(self.whole.index_select(0, row)[0].unbind(0))
+        """Read the columns `[B]` of each row at its own step `[B]`; a step beyond the last reads the last."""
+        row = step.clamp(max=self.whole.shape[0] - 1)[None, None]
+        return tuple(self.whole.gather(0, row.expand(1, self.whole.shape[1], -1))[0].unbind(0))
 
 
 @dataclass
@@ -39,8 +39,9 @@ class MaskedState:
     """One batch being revealed; row b is one request, column r is answer position r. Tensors are written in place, never replaced.
 
     On the host, fixed: mask_id, guided (rows with cfg_scale), max_steps, lanes (answer rows read per sequence and step at most),
-    reads (per step, how many of them each row reads), lengths. rules, rule, tables: device tables. taken_steps counts the calls; resting
-    names rows a driver has seen done. is_static: the buffers belong to a bucket (see `masked_bucket`), so a step reads no host number.
+    reads (of each row, how many of them it reads per step), lengths. rules, rule, tables: device tables. taken_steps counts the calls,
+    joined names the one at which each row began; resting names rows a driver has seen done. is_static: the buffers belong to a bucket
+    (see `masked_bucket`), so a step reads no host number.
     Per canvas position `[B, T]`: ids; is_prompt.
     Per answer position `[B, R]`: is_open (to be revealed by this decode), answer (MASK where hidden), before, predicted (this step's
     prediction, MASK where none was made), confidence of the token that stands there, first_set and last_changed (the step it was
@@ -55,6 +56,7 @@ class MaskedState:
     lanes: int
     reads: tuple[tuple[int, ...], ...]
     lengths: tuple[int, ...]
+    joined: tuple[int, ...]
     resting: tuple[bool, ...]
     rules: RevealRules
     rule: TokenRule
@@ -134,8 +136,9 @@ def new_masked_state(
         guided=tuple(one.cfg_scale > 0 for one in params),
         max_steps=len(whole),
         lanes=max(1, int(reads.max())),
-        reads=tuple(map(tuple, reads.tolist())),
+        reads=tuple(map(tuple, reads.T.tolist())),
         lengths=tuple((start + length).tolist()),
+        joined=(0,) * B,
         resting=(False,) * B,
         rules=reveal_rules(params, device),
         rule=build_token_rule(params, mask_id, eos_ids, device),

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 
+import numpy as np
 import pytest
 from backend_kit import KINDS, check_nothing_left, facts_of, random_requests, serve, tiny_engine
+from tiny_families import make_family
 
+from lad_engine import Engine, SamplingParams
 from lad_engine.backend import Committed, Finished, Limits, Started, Stepped, SyncEngine
+from lad_engine.contracts import Canvas
 from lad_engine.errors import ConfigError, RequestError
 
 
@@ -94,6 +98,62 @@ def test_tokens_that_stay_are_committed_while_others_are_hidden(folder, alone):
     assert len(texts) > 2
     assert "".join(texts) == events[-1].text == alone.generate("hello", params)[0].text
     assert not any(isinstance(event, Stepped) for event in events)
+
+
+@pytest.mark.parametrize("driver", ["eager", "replay"])
+def test_masked_checkpoints_join_and_leave_too(tmp_path, driver):
+    make_family(tmp_path, "llada")
+    engine, served = (Engine.load(tmp_path, dtype="float32", driver=driver) for _ in range(2))
+    kinds = (
+        {"reveal": "transfer", "block_length": 4},
+        {"reveal": "maskgit_plus"},
+        {"reveal": "random"},
+        {"reveal": "transfer", "threshold": 0.01},
+    )
+    params = [SamplingParams(max_new_tokens=8, steps=4 + n % 3, seed=n, **kinds[n % 4]) for n in range(12)]
+
+    async def scenario(backend):
+        async def ask(n):
+            await asyncio.sleep(0.02 * n)
+            return await backend.generate("the user " * (1 + n % 3), params[n])
+
+        return await asyncio.gather(*map(ask, range(12)))
+
+    for n, done in enumerate(serve(served, scenario, max_rows=4)):
+        wanted = engine.generate("the user " * (1 + n % 3), params[n])[0]
+        assert (done.result.token_ids, done.result.step_map, done.result.nfe) == (wanted.token_ids, wanted.step_map, wanted.nfe)
+
+
+def test_a_family_whose_rows_start_together_is_served_in_groups(folder, alone, monkeypatch):
+    requests = random_requests(6, 8)
+    engine = tiny_engine(folder)
+    monkeypatch.delattr(type(engine._decoding._buckets), "seat")
+
+    async def scenario(backend):
+        assert not backend._core.parts.can_join
+        doomed = backend.submit("hello", alone.sampling(steps=3000, early_stop=False))
+        done = await asyncio.gather(*(backend.generate(*request) for request in requests))
+        doomed.cancel()
+        return done
+
+    for (prompt, params), done in zip(requests, serve(engine, scenario, max_rows=4), strict=True):
+        assert facts_of(done.result) == facts_of(alone.generate(prompt, params)[0])
+
+
+def test_a_canvas_of_the_callers_is_decoded_as_it_is(folder, alone):
+    ids = np.array([*alone.codec.encode("the user is"), alone.mask_id, 20, alone.mask_id, 21], np.int64)
+    canvas = Canvas(ids, ids == alone.mask_id, len(ids) - 4)
+    params = alone.sampling("paper", max_new_tokens=4, steps=3)
+
+    async def scenario(backend):
+        with pytest.raises(RequestError, match="vocabulary"):
+            backend.submit(Canvas(ids + 400, canvas.is_open, canvas.answer_start), params)
+        with pytest.raises(RequestError, match="window"):
+            backend.submit(Canvas(np.zeros(600, np.int64), np.zeros(600, bool), 5), params)
+        return await backend.generate(canvas, params)
+
+    tokens = serve(tiny_engine(folder), scenario).result.token_ids
+    assert tokens[1::2] == (20, 21) and alone.mask_id not in tokens
 
 
 def test_a_bad_request_is_refused_at_once(folder):
