@@ -34,6 +34,7 @@ from .training.export import adapter_facts, export_adapter
 from .training.gradients import differentiable
 from .training.lora import attach_trainable
 from .training.metrics import MetricsFile, plot_losses
+from .training.objectives.simplex import open_time_vector
 from .training.processes import Processes, join_processes
 from .training.trainer import Trainer
 
@@ -136,8 +137,8 @@ def _build(
     train, validation, counts = load_examples(map(parse_source, config.data), codec, limits, config.val_share)
     dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items() if count and reason != "kept")
     say(f"{len(train)} examples to train on, {len(validation)} for validation" + (f"; dropped: {dropped}" if dropped else "") + ".")
-    # The other backends have no backward pass.
-    ops = differentiable(select_ops("reference", device=device.type))
+    # The other backends have no backward pass; mean embeddings need none.
+    ops = differentiable(select_ops("reference,soft_embedding=auto", device=device.type))
     transformer = backbone_of(checkpoint.facts).from_tensors(checkpoint.facts, checkpoint.tensors(), ops, dtype, device)
     transformer.head.predicts_next_token = config.predicts_next_token
     start = read_adapter(config.init_adapter) if config.init_adapter else None
@@ -151,6 +152,8 @@ def _build(
         train_norms=config.train_norms,
         seed=config.seed,
     )
+    if config.objective == "simplex":
+        trainable.norms["timestep_embed"] = open_time_vector(transformer)
     if start is not None:
         trainable.start_from(start.weights, start.norms, str(config.init_adapter))
     transformer.train(config.dropout > 0)

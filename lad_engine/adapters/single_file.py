@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..contracts import AdapterFacts
 from ..errors import AdapterError
+from ..model.simplex_facts import TIME_EMBEDDING
 from .low_rank import Adapter, pair_up
 from .scales import default_scale
 from .whole_files import whole_file, write_tensors
@@ -72,7 +73,7 @@ def read_single_file(path: str | Path) -> Adapter:
         half = next((suffix for suffix in HALVES if name.endswith(suffix)), None)
         if half:
             halves.setdefault(name.removesuffix(half), {})[HALVES[half]] = tensor
-        elif name.endswith("norm.weight"):
+        elif name.endswith("norm.weight") or name == TIME_EMBEDDING:
             norms[name.removesuffix(".weight")] = tensor.to(torch.float32)
         else:
             raise AdapterError(f"{path}: tensor {name} is unknown, expected names ending in lora_A.weight, lora_B.weight or norm.weight.")

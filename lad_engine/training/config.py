@@ -17,7 +17,8 @@ CORRUPTIONS = ("paper", "code", "mask_only", "mixed")
 LOSSES = ("all", "answer", "corrupted", "mask_only")
 TRAIN_DTYPES = ("auto", "float32", "bfloat16")
 TOO_LONG = ("drop", "truncate")
-OBJECTIVES = ("lad", "masked")
+OBJECTIVES = ("lad", "masked", "simplex")
+SPANS = ("answer", "ul2")
 KIND_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a list of texts"}
 BELOW_ONE = ("dropout", "beta1", "beta2", "label_smoothing")
 
@@ -40,6 +41,7 @@ class TrainConfig:
     Loss:
         objective: the decoding family that is trained for: "lad", or "masked" (DiffuLLaMA: corruption mask_only, 1/t, see
         objectives/masked.py; it reads loss and kept_weight not at all).
+        "simplex" is TESS 2's (objectives/simplex.py); spans: it noises the "answer", or as "ul2" says spans of the whole text.
         anneal_steps: updates over which attention grows from causal to bidirectional ("masked" only, 0 for none).
         loss: "all" every position, "answer" answer and EOS padding, "corrupted" changed answer positions, "mask_only" masked ones by 1/t.
         kept_weight: weight of unchanged answer tokens with "corrupted". eos_pad_weight: of EOS positions after the first.
@@ -62,6 +64,7 @@ class TrainConfig:
     tail_power: float = 3.0
     eos_pads: int = 2
     objective: str = "lad"
+    spans: str = "answer"
     anneal_steps: int = 0
     corruption: str = "paper"
     mask_token: str = "MASK"
@@ -165,7 +168,7 @@ def _check_type(name: str, value: Any) -> None:
 
 
 def _check(c: TrainConfig) -> None:
-    listed = (("objective", OBJECTIVES), ("corruption", CORRUPTIONS), ("loss", LOSSES))
+    listed = (("objective", OBJECTIVES), ("spans", SPANS), ("corruption", CORRUPTIONS), ("loss", LOSSES))
     for name, choices in (*listed, ("dtype", TRAIN_DTYPES), ("too_long", TOO_LONG)):
         if getattr(c, name) not in choices:
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, expected one of {', '.join(choices)}.")

@@ -199,7 +199,11 @@ class Trainer:
         if not self.processes.is_main or not self.validation.batches:
             return
         self.model.transformer.eval()
-        values = validate(self.model, self.ops, self.validation, self.mask_id, self.device)
+        own = getattr(self.objective, "validate", None)
+        if own is not None:
+            values = own(self.model, self.validation.batches, self.device)
+        else:
+            values = validate(self.model, self.ops, self.validation, self.mask_id, self.device)
         self.model.transformer.train(self.config.dropout > 0)
         self._write(metrics, {"step": self.counters.step, **values})
         shown = "  ".join(f"{name[9:].replace('_', ' ')} {value:.3f}" for name, value in values.items() if name.startswith("val_loss_"))

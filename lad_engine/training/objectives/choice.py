@@ -7,5 +7,6 @@ from collections.abc import Callable
 from .lad import LadObjective
 from .masked import MaskedObjective
 from .objective import Objective, Setting
+from .simplex import SimplexObjective
 
-OBJECTIVES: dict[str, Callable[[Setting], Objective]] = {"lad": LadObjective, "masked": MaskedObjective}
+OBJECTIVES: dict[str, Callable[[Setting], Objective]] = {"lad": LadObjective, "masked": MaskedObjective, "simplex": SimplexObjective}
