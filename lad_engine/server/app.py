@@ -1,0 +1,222 @@
+"""The ASGI app: routes, each a few lines, around one backend."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import starlette.requests
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from ..backend import AsyncEngine
+from ..errors import LadError
+from .answers import CHAT, COMPLETION, EDIT, Shape, whole
+from .bodies import AdapterBody, Body, ChatBody, CompletionBody, EditBody, Message, Request, StreamOptions, refusal
+from .edits import infill_of
+from .failures import Failure, failure_of
+from .gate import Gate
+from .metrics import CONTENT_TYPE, render
+from .openapi import describe
+from .pages import add_pages
+from .service import Service
+from .settings import ServerSettings
+from .stream import EventStream, until_gone
+
+HttpRequest = starlette.requests.Request
+
+
+def build_app(backend: AsyncEngine, settings: ServerSettings | None = None) -> FastAPI:
+    """Return an app that serves `backend` and closes it when it ends; mount it, or give it to an ASGI server."""
+    service = Service(backend, settings or ServerSettings())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.is_draining = True
+        await backend.close()
+
+    app = FastAPI(title="lad-engine", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app.state.service = service
+    _add_probes(app, service)
+    _add_answers(app, service)
+    _add_adapters(app, service)
+    if service.settings.has_demo:
+        add_pages(app, service)
+    app.openapi = describe(app)
+    app.add_exception_handler(Failure, _answer_failure)
+    app.add_exception_handler(HTTPException, _answer_http)
+    if service.settings.cors_origins:
+        origins = list(service.settings.cors_origins)
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["authorization", "content-type"]
+        )
+    app.add_middleware(Gate, service=service)
+    return app
+
+
+def _add_probes(app: FastAPI, service: Service) -> None:
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """The process runs."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """New requests are taken."""
+        is_ready = service.is_ready
+        return JSONResponse({"status": "ready" if is_ready else "draining"}, 200 if is_ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(render(service.backend.stats(), service.counts, service.is_ready), media_type=CONTENT_TYPE)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The engine's own model, and every adapter as a model."""
+        return {"object": "list", "data": [_model(service, name, adapter) for name, adapter in service.models().items()]}
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> dict[str, Any]:
+        """One model."""
+        return _model(service, model, service.adapter_of(model))
+
+
+def _add_answers(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions", openapi_extra={"body": ChatBody})
+    async def chat(request: HttpRequest) -> Response:
+        """Answer a conversation."""
+        body = await _read(request, ChatBody)
+        prompt = {"messages": tuple(_turn(message) for message in body.messages), "draft": body.draft, "infill": body.infill}
+        return await _answer(request, service, CHAT, body, prompt, bool(body.logprobs))
+
+    @app.post("/v1/completions", openapi_extra={"body": CompletionBody})
+    async def completions(request: HttpRequest) -> Response:
+        """Continue a text as it stands."""
+        body = await _read(request, CompletionBody)
+        prompt = {"text": body.prompt, "draft": body.draft, "format": "raw"}
+        return await _answer(request, service, COMPLETION, body, prompt, body.logprobs is not None)
+
+    @app.post("/v1/edits", openapi_extra={"body": EditBody})
+    async def edits(request: HttpRequest) -> Response:
+        """Write spans of a text anew; the rest stays as it is."""
+        body = await _read(request, EditBody)
+        prompt = {"text": body.instruction, "infill": infill_of(body, service.backend.engine.codec), "format": body.format}
+        return await _answer(request, service, EDIT, body, prompt, False)
+
+
+def _add_adapters(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/adapters", openapi_extra={"body": AdapterBody})
+    async def load(request: HttpRequest) -> dict[str, Any]:
+        """Load an adapter from below the adapter folder, or replace the one of this name."""
+        body = await _read(request, AdapterBody)
+        path = service.adapter_path(body.path)
+        if body.name == service.own_name:
+            raise Failure(400, f"name is {body.name!r}, which is the base's own name, expected another. Rename it.", param="name")
+        return await _managed(
+            service.backend.load_adapter(body.name, path), lambda status: {"name": status.name, "version": status.version}
+        )
+
+    @app.delete("/v1/adapters/{name}")
+    async def unload(name: str) -> dict[str, Any]:
+        """Take an adapter away from new requests."""
+        if service.settings.adapter_folder is None:
+            raise Failure(403, "adapters: changing them is off. Start the server with --adapter-folder.", "permission_error")
+        if name not in {status.name for status in service.backend.list_adapters()}:
+            raise Failure(404, f"name is {name!r}, expected a loaded adapter. /v1/models lists them.", param="name", code="model_not_found")
+        return await _managed(service.backend.unload_adapter(name), lambda _: {"name": name, "deleted": True})
+
+
+async def _managed(change: Any, shown: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return shown(await change)
+    except LadError as error:
+        raise failure_of(error, ("name", "path")) from error
+
+
+async def _read(request: HttpRequest, kind: type[Body]) -> Any:
+    """Return the body as `kind`; a Failure that names the parameter where it is not one."""
+    raw = await request.body()
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        message, name = refusal(error, kind)
+        raise Failure(400, message, param=name) from error
+
+
+async def _answer(
+    request: HttpRequest, service: Service, shape: Shape, body: Request, prompt: Mapping[str, Any], wants_logprobs: bool
+) -> Response:
+    """Submit a request and answer it, whole or as a stream; a client that leaves cancels it."""
+    state = request.scope["state"]
+    options = body.stream_options or StreamOptions()
+    if body.stream_options is not None and not body.stream:
+        raise Failure(
+            400, "stream_options is given without stream, expected stream: true. Set it or leave the options out.", param="stream_options"
+        )
+    wants = ("steps" if options.steps else "text") if body.stream else "result"
+    client = f"{state['client']} {body.user or ''}"
+    asked = service.submit(body, prompt, wants, client, state["request_id"])
+    state["fields"].update(model=asked.model, prompt_tokens=asked.handle.prompt_tokens)
+    if body.stream:
+        return EventStream(shape, asked, service, options, wants_logprobs)
+    gone = asyncio.create_task(until_gone(request.receive))
+    result = asyncio.create_task(asked.handle.result())
+    try:
+        await asyncio.wait((gone, result), return_when=asyncio.FIRST_COMPLETED)
+        if not result.done():
+            service.counts.disconnects += 1
+            state["fields"]["end"] = "disconnect"
+            raise Failure(499, "request: the client left before its answer.", "server_error", code="cancelled")
+        done = result.result()
+    except LadError as error:
+        raise failure_of(error) from error
+    finally:
+        asked.handle.cancel()
+        for task in (gone, result):
+            task.cancel()
+            with suppress(asyncio.CancelledError, LadError):
+                await task
+    service.finished(done)
+    state["fields"].update(nfe=done.result.nfe, steps=done.result.steps, adapter=done.result.adapter)
+    return JSONResponse(whole(shape, asked, done, service.backend.engine, wants_logprobs))
+
+
+def _turn(message: Message) -> dict[str, str]:
+    content = message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
+    return {"role": "system" if message.role == "developer" else message.role, "content": content}
+
+
+def _model(service: Service, name: str, adapter: str | None) -> dict[str, Any]:
+    engine = service.backend.engine
+    facts = engine.list_adapters()[adapter] if adapter is not None else engine.adapter_facts
+    version = next((one.version for one in service.backend.list_adapters() if one.name == adapter), None)
+    return {
+        "id": name,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "lad-engine",
+        "lad": {
+            "base": engine.facts.name,
+            "adapter": facts.name if facts is not None else None,
+            "adapter_version": version,
+            "decodes_as": engine.family,
+            "max_positions": engine.facts.max_positions,
+            "profile": facts.profile if facts is not None else engine.sampling().profile,
+        },
+    }
+
+
+async def _answer_failure(_: HttpRequest, failure: Failure) -> Response:
+    return JSONResponse(failure.body, failure.status, failure.headers)
+
+
+async def _answer_http(request: HttpRequest, error: HTTPException) -> Response:
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}. /openapi.json lists what there is."
+    return JSONResponse(Failure(error.status_code, message).body, error.status_code, error.headers)

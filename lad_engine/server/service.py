@@ -1,0 +1,120 @@
+"""What the endpoints share: model names, a request's parameters, submitting it, and who asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..backend import AsyncEngine, Finished, Handle
+from ..config import ALIASES, SamplingParams, canonical_names
+from ..errors import LadError
+from ..families import READS
+from ..text.prompts import Prompt
+from .bodies import SAMPLING_NAMES, Request, asked_settings
+from .failures import Failure, failure_of
+from .metrics import Counts
+from .settings import ServerSettings
+
+PARAMETERS = (*SAMPLING_NAMES, "messages", "prompt", "draft", "infill", "format", "model", "text", "spans", "instruction")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A submitted request: its handle, the model's name as the answer gives it, and the parameters it is decoded with."""
+
+    handle: Handle
+    model: str
+    params: SamplingParams
+    created: int
+
+
+class Service:
+    """One backend behind HTTP. is_draining: no new request is taken any more, because the process was told to end."""
+
+    def __init__(self, backend: AsyncEngine, settings: ServerSettings) -> None:
+        self.backend, self.settings = backend, settings
+        self.counts = Counts()
+        self.started = int(time.time())
+        self.is_draining = False
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.is_draining and self.backend.stats().is_accepting
+
+    @property
+    def own_name(self) -> str:
+        """What the engine without a named adapter is called: as the operator says, else its merged adapter, else its base."""
+        engine = self.backend.engine
+        return self.settings.served_name or (engine.adapter_facts or engine.facts).name or "base"
+
+    def models(self) -> dict[str, str | None]:
+        """Return every model name with the adapter it stands for, None for the engine's own."""
+        return {self.own_name: None, **{status.name: status.name for status in self.backend.list_adapters()}}
+
+    def adapter_of(self, model: str | None) -> str | None:
+        """Return the adapter a model name stands for; 404 where there is none of this name."""
+        models = self.models()
+        if model is not None and model not in models:
+            message = f"model is {model!r}, expected one of {', '.join(models)}. /v1/models lists them."
+            raise Failure(404, message, param="model", code="model_not_found")
+        return models[model] if model is not None else None
+
+    def params(self, body: Request, adapter: str | None) -> SamplingParams:
+        """Return the profile's parameters with the request's laid over them.
+
+        Who asks for a temperature without top_k wants tokens drawn, so a profile's single candidate gives way to all of them.
+        """
+        engine = self.backend.engine
+        asked = canonical_names(asked_settings(body))
+        profile = body.profile
+        if profile is None and adapter is not None:
+            profile = engine.list_adapters()[adapter].profile
+        params = engine.sampling(profile, **asked)
+        draws = asked.get("temperature", 0) > 0 and "top_k" not in asked and "top_k" in READS[engine.family]
+        if draws and params.top_k == 1:
+            params = engine.sampling(profile, **asked, top_k=0)
+        if params.steps > self.settings.max_steps:
+            message = f"steps is {params.steps}, expected at most {self.settings.max_steps} (this server's limit). Lower it."
+            raise Failure(400, message, param=_as_asked("steps", body))
+        return params
+
+    def submit(self, body: Request, prompt: Mapping[str, Any], wants: str, client: str, request_id: str) -> Asked:
+        """Queue a request; every way in which it can be wrong is raised as a Failure."""
+        if self.is_draining:
+            raise Failure(
+                503, "server: it is shutting down, expected a running one. Ask again.", "server_error", headers={"Retry-After": "5"}
+            )
+        adapter = self.adapter_of(body.model)
+        try:
+            params = self.params(body, adapter)
+            handle = self.backend.submit(Prompt(**prompt), params, adapter=adapter, wants=wants, client=client, request_id=request_id)
+        except LadError as error:
+            raise failure_of(error, PARAMETERS) from error
+        return Asked(handle, body.model or self.own_name, params, int(time.time()))
+
+    def adapter_path(self, path: str) -> Path:
+        """Return a path below the adapter folder, links followed; 400 where it leaves it, is not there, or there is no such folder."""
+        folder = self.settings.adapter_folder
+        if folder is None:
+            raise Failure(403, "adapters: loading by path is off. Start the server with --adapter-folder.", "permission_error", "path")
+        if "\0" in path:
+            raise Failure(400, "path holds a null byte, expected a path below the adapter folder.", param="path")
+        place, root = (folder / path).resolve(), folder.resolve()
+        if not place.is_relative_to(root) or place == root:
+            raise Failure(400, f"path is {path!r}, expected one below the adapter folder. Put the adapter there.", param="path")
+        if not place.exists():
+            raise Failure(400, f"path is {path!r}, expected an adapter that is there. Correct it.", param="path")
+        return place
+
+    def finished(self, done: Finished) -> None:
+        """Count an answer for the metrics."""
+        self.counts.answer(done)
+
+
+def _as_asked(name: str, body: Request) -> str:
+    """Return a parameter's name as the request spelled it."""
+    spellings = [name, *(alias for alias, canonical in ALIASES.items() if canonical == name)]
+    return next((spelling for spelling in spellings if spelling in body.model_fields_set), name)
