@@ -53,19 +53,19 @@ def tess_loop(
     """
     B, L = ids.shape
     V = model.table.shape[0]
-    noise = noise or (lambda _: torch.randn(B, L, V))
+    noise = noise or (lambda _: torch.randn(B, L, V, device=ids.device))
     shares = alphas(steps)
     simplex = k * noise(0)
-    previous = torch.zeros(B, L, V)
+    previous = torch.zeros(B, L, V, device=ids.device)
     logits = previous
     for number, t in enumerate(reversed(range(steps))):
         mixed = (torch.softmax(simplex, -1) + torch.softmax(previous, -1)) / 2
-        embedded = mixed @ model.table + model.time * (t / steps)
+        embedded = mixed.to(model.table.dtype) @ model.table + model.time * (t / steps)
         row_logits = model.logits_of(torch.where(span[..., None], embedded, torch.nn.functional.embedding(ids, model.table)))
-        logits = torch.cat([torch.zeros(B, 1, V), row_logits[:, :-1]], 1)
+        logits = torch.cat([row_logits.new_zeros(B, 1, V), row_logits[:, :-1]], 1)
         previous = logits
         token = _project(logits, top_p, temperature, draw, number)
-        corner = torch.full((B, L, V), -k).scatter_(2, token[..., None], k)
+        corner = torch.full_like(logits, -k).scatter_(2, token[..., None], k)
         if on_step is not None:
             on_step(number, logits, token)
         if t == 0:
