@@ -162,7 +162,8 @@ class SamplingParams:
     Latent ODE (L2D: every token is integrated in a latent space, then read):
         steps: evaluations per token at most, the base model's included (1: the base model alone); solver: a Runge-Kutta method of equal
         steps, or an embedded pair (fehlberg2, adaptive_heun, bosh3) that chooses each sequence's own within flow_tolerance. flow_end: the
-        time the path ends at. flow_temperature: of the velocity's target at t = 0 (0: the most probable token), falling as
+        time the path ends at; less than 1 for heun2, rk4 and the pairs, whose last stage would stand where the velocity has no value
+        and counts as zero. flow_temperature: of the velocity's target at t = 0 (0: the most probable token), falling as
         (1 - t / flow_end)^flow_power. flow_estimate: the target is a "sample", the "average" flow vector, that brought to full length
         ("average_normalised"), or the flow vector nearest to it. flow_label: class of the request, by number; cfg_scale: s in
         v = (1 + s) v(label) - s v(null).
