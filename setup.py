@@ -63,7 +63,7 @@ class OptionalBuild(build_ext):
 setup(
     packages=packages(),
     package_dir={"lad_engine": "lad_engine", "lad_engine.kernels": "kernels", "lad_engine.csrc": "csrc"},
-    package_data={"lad_engine": ["assets/**/*"], "lad_engine.kernels": ["tuned/*.json"], "lad_engine.csrc": ["cuda/*.cu"]},
+    package_data={"lad_engine": ["assets/**/*", "webui/*"], "lad_engine.kernels": ["tuned/*.json"], "lad_engine.csrc": ["cuda/*.cu"]},
     ext_modules=cpu_extension(),
     cmdclass={"build_ext": OptionalBuild},
 )

@@ -67,12 +67,16 @@ class TextFormat(Body):
 
 
 class Request(Sampling):  # type: ignore[misc, valid-type]
-    """What every endpoint that answers takes; the last rows are OpenAI's, with the only value that means nothing here."""
+    """What every endpoint that answers takes; the last rows are OpenAI's, with the only value that means nothing here.
+
+    context_window: prompt and answer together, in place of the answer's length.
+    """
 
     model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
+    context_window: Annotated[int, Field(ge=2, le=LARGEST)] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
@@ -166,9 +170,11 @@ def refusal(error: ValidationError, body: type[BaseModel]) -> tuple[str, str | N
         return f"{place} is not a parameter of this endpoint. {hint}", name
     if first["type"] == "missing":
         return f"{place} is missing, expected it. Give it.", name
-    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value should be ")
-    shown = repr(first["input"])
-    return f"{place or 'body'} is {shown if len(shown) <= 80 else shown[:77] + '...'}, expected {expected}.", name
+    shown, wanted = repr(first["input"]), first["msg"].removeprefix("Input should be ")
+    if wanted == first["msg"]:
+        # "List should have at least 1 item after validation, not 0"
+        wanted = "another: " + wanted[:1].lower() + wanted[1:].replace(" after validation", "")
+    return f"{place or 'body'} is {shown if len(shown) <= 80 else shown[:77] + '...'}, expected {wanted}.", name
 
 
 def _is_branch(part: Any) -> bool:

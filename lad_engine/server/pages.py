@@ -83,6 +83,7 @@ def _setting(field: dataclasses.Field[Any], value: Any) -> dict[str, Any]:
         "high": high,
         "may_be_empty": field.name in MAY_BE_NONE,
         "value": value,
+        "fallback": field.default,
     }
 
 

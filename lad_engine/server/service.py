@@ -10,15 +10,17 @@ from typing import Any
 
 from ..backend import AsyncEngine, Finished, Handle
 from ..config import ALIASES, SamplingParams, canonical_names
-from ..errors import LadError
+from ..errors import ClosedError, ConfigError, LadError, RequestError
 from ..families import READS
+from ..requests import prompt_defaults
+from ..text.formats import prompt_ids
 from ..text.prompts import Prompt
 from .bodies import SAMPLING_NAMES, Request, asked_settings
 from .failures import Failure, failure_of
 from .metrics import Counts
 from .settings import ServerSettings
 
-PARAMETERS = (*SAMPLING_NAMES, "messages", "prompt", "draft", "infill", "format", "model", "text", "spans", "instruction")
+PARAMETERS = (*SAMPLING_NAMES, "context_window", "messages", "prompt", "draft", "infill", "format", "model", "text", "spans", "instruction")
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,29 @@ class Service:
     def submit(self, body: Request, prompt: Mapping[str, Any], wants: str, client: str, request_id: str) -> Asked:
         """Queue a request; every way in which it can be wrong is raised as a Failure."""
         if self.is_draining:
-            raise Failure(
-                503, "server: it is shutting down, expected a running one. Ask again.", "server_error", headers={"Retry-After": "5"}
-            )
+            raise failure_of(ClosedError("server: it is shutting down, expected a running one. Ask again."))
         adapter = self.adapter_of(body.model)
         try:
-            params = self.params(body, adapter)
-            handle = self.backend.submit(Prompt(**prompt), params, adapter=adapter, wants=wants, client=client, request_id=request_id)
+            params, asked = self.params(body, adapter), Prompt(**prompt)
+            if body.context_window is not None:
+                params = params.replace(max_new_tokens=self._room(body, asked, adapter))
+            handle = self.backend.submit(asked, params, adapter=adapter, wants=wants, client=client, request_id=request_id)
         except LadError as error:
             raise failure_of(error, PARAMETERS) from error
         return Asked(handle, body.model or self.own_name, params, int(time.time()))
+
+    def _room(self, body: Request, prompt: Prompt, adapter: str | None) -> int:
+        """Return the answer positions that a context window leaves beside the prompt."""
+        engine = self.backend.engine
+        if "max_new_tokens" in canonical_names(asked_settings(body)):
+            raise ConfigError("context_window is given beside the answer's length, expected one of them. Leave one out.")
+        facts = engine.list_adapters()[adapter] if adapter is not None else engine.adapter_facts
+        front = len(prompt_ids(prompt, engine.codec, facts or prompt_defaults(engine.facts, engine.codec)))
+        if front >= body.context_window:
+            raise RequestError(
+                f"prompt: it is {front} tokens, expected less than context_window={body.context_window}. Widen it."
+            )
+        return body.context_window - front
 
     def adapter_path(self, path: str) -> Path:
         """Return a path below the adapter folder, links followed; 400 where it leaves it, is not there, or there is no such folder."""
