@@ -1,0 +1,58 @@
+"""The bench of simplex decoding runs, its config is one, and its evidence says what it claims."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from bench_on_path import ROOT
+
+import bench.families.decode
+from bench.families.simplex_evidence import main, verdict
+from bench.families.simplex_row import peak_mib
+from lad_engine.train import main as train
+from lad_engine.training.config import TrainConfig
+from tiny_checkpoint import make_tiny
+
+
+def test_a_row_counts_the_same_passes_on_both_sides_and_fewer_rows_on_ours(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "families.json"
+    monkeypatch.setattr(sys, "argv", ["bench.families.decode", "--families", "simplex", "--quick", "--out", str(out)])
+    bench.families.decode.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["loop"] for row in rows] == ["ddpm", "ddim"]
+    for row in rows:
+        assert row["nfe"] == row["transcription"]["nfe"] == 4
+        assert row["head_rows_per_step"] == 24 and row["transcription"]["head_rows_per_step"] == 28
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's own peak from /proc")
+def test_the_peak_is_what_a_call_takes_and_gives_back():
+    assert peak_mib(lambda: bytearray(64 * 2**20) and None, "cpu") == pytest.approx(64, abs=8)
+
+
+def test_the_committed_config_is_a_simplex_run():
+    config = TrainConfig.load(ROOT / "bench" / "families" / "simplex.toml", {})
+    assert (config.objective, config.profile, config.predicts_next_token) == ("simplex", "tess2", True)
+
+
+def test_the_evidence_runs_and_is_judged_by_both_claims(tmp_path):
+    make_tiny(tmp_path / "base")
+    words = ("user", "in", "an", "other")
+    rows = [{"instruction": f"{word} {number}", "output": f"the {word}"} for word in words for number in range(6)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run.toml").write_text(
+        f'base = "{tmp_path}/base"\ndata = ["{tmp_path}/data.jsonl"]\noutput = "{tmp_path}/run"\nobjective = "simplex"\n'
+        "predicts_next_token = true\nmax_length = 72\nrank = 4\nsteps = 12\nbatch_size = 4\nwarmup_steps = 2\nlearning_rate = 0.01\n"
+        'val_share = 0.3\nval_examples = 4\ndevice = "cpu"\nplot = false\n'
+    )
+    assert train(["--config", str(tmp_path / "run.toml"), "--quiet"]) == 0
+    out = tmp_path / "evidence.json"
+    asked = ["--adapter", str(tmp_path / "run" / "adapter.safetensors"), "--config", str(tmp_path / "run.toml"), "--out", str(out)]
+    done = main([*asked, "--questions", "3", "--examples", "4", "--steps", "10", "--tokens", "4"])
+    found = json.loads(out.read_text())
+    assert found["holds"] == verdict(found) and done == (0 if all(found["holds"].values()) else 1)
+    assert found["holds"]["validation_loss_fell"] and len(found["samples"]) == 3
+    worse = {**found, "fluency": {"last_pass": {"perplexity": 9.0}, "early_pass": {"perplexity": 8.0}}}
+    assert verdict(worse)["last_pass_beats_the_early_one"] is False
