@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
-from .config import SamplingParams
+import torch
+
+from .config import EngineConfig, SamplingParams
 from .contracts import Canvas, ModelFacts
+from .decoding import choose_driver, weight_bytes
 from .denoisers.autoregressive import AutoregressiveDecoder, AutoregressiveState
-from .errors import ConfigError, RequestError
+from .denoisers.autoregressive_bucket import AutoregressiveBucket, AutoregressiveBuckets, cache_bytes
+from .errors import CaptureError, ConfigError, RequestError
+from .model.causal_model import CausalModel
+from .model.transformer import Transformer
+from .runtime.drivers import CapturedDecode
+from .runtime.graphs import Graphs
+from .runtime.memory import MemoryPlan, plan_memory
 from .runtime.readout import Outcome, read_outcome
 from .runtime.runner import steps
 from .text.canvas import lay_out
@@ -21,32 +32,97 @@ BIDIRECTIONAL = ("masked", "simplex")
 
 Request = tuple[str | Prompt, SamplingParams]
 
+log = logging.getLogger(__name__)
 
-def continue_prompts(
-    requests: Sequence[Request], decoder: AutoregressiveDecoder, codec: TextCodec, facts: ModelFacts, eos_ids: tuple[int, ...], device: str
-) -> list[tuple[Outcome, Canvas, dict[str, float]]]:
-    """Decode a batch of requests with the base alone.
 
-    Returns:
-        One (outcome, canvas, timings) per request; the canvas is the prompt and as many open positions as the answer may have.
+class Continuation:
+    """Continues batches of prompts with a base alone, by the driver the operator chose, as `decoding.Decoding` does for denoisers.
+
+    driver: "eager", "replay" or "loop". A batch with stop words steps eagerly: they are looked for in the text after every token.
     Raises:
-        RequestError: a prompt brings a draft or an infill, or cannot be laid out.
-        ConfigError: the checkpoint was trained to look both ways, or a suppressed token is none of the vocabulary.
+        CaptureError: the loop driver was asked for by name and cannot be built.
     """
-    if facts.decoding in BIDIRECTIONAL:
-        raise ConfigError(f"autoregressive: this checkpoint decodes as {facts.decoding}, expected a causal base. Leave it out.")
-    canvases = [_lay_out(prompt, one, codec, facts) for prompt, one in requests]
-    params = [one for _, one in requests]
-    started = time.perf_counter()
-    prompts = [canvas.ids[: canvas.answer_start].tolist() for canvas in canvases]
-    state = decoder.begin(prompts, params, stop_ids=eos_ids, device=device)
-    first_step_ms = (time.perf_counter() - started) * 1e3
-    _end_at_stop_words(state, params, codec)
-    if not bool(state.done.all()):
-        for _ in steps(decoder, state):
-            _end_at_stop_words(state, params, codec)
-    timings = {"first_step_ms": first_step_ms, "total_ms": (time.perf_counter() - started) * 1e3}
-    return [(read_outcome(state, index), canvas, timings) for index, canvas in enumerate(canvases)]
+
+    def __init__(self, transformer: Transformer, ops: Any, config: EngineConfig, facts: ModelFacts) -> None:
+        self._transformer, self._config, self._facts = transformer, config, facts
+        self.decoder = AutoregressiveDecoder(CausalModel(transformer, bool(config.batch_invariant)), ops)
+        self.driver, backend = choose_driver(config)
+        self.graphs: Graphs | None = None
+        if backend is not None:
+            buckets = AutoregressiveBuckets(facts.max_positions)
+            self.graphs = Graphs(self.decoder, buckets, backend, self.plan_bucket, self.driver == "loop")
+
+    def run(self, requests: list[Request], codec: TextCodec, eos_ids: tuple[int, ...]) -> list[tuple[Outcome, Canvas, dict[str, float]]]:
+        """Decode a batch of requests.
+
+        Returns:
+            One (outcome, canvas, timings) per request; the canvas is the prompt and as many open positions as the answer may have.
+        Raises:
+            RequestError: a prompt brings a draft or an infill, or cannot be laid out.
+            ConfigError: a suppressed token is none of the vocabulary.
+            DeviceMemoryError, CaptureError: as `Decoding.run`.
+        """
+        canvases = [_lay_out(prompt, one, codec, self._facts) for prompt, one in requests]
+        params = [one for _, one in requests]
+        started = time.perf_counter()
+        prompts = [canvas.ids[: canvas.answer_start].tolist() for canvas in canvases]
+        has_stop_words = any(one.stop for one in params)
+        captured = None if has_stop_words or self.graphs is None else self._captured(prompts, params, eos_ids)
+        if captured is not None:
+            outcomes, first = self._replayed(captured)
+        else:
+            outcomes, first = self._stepped(prompts, params, eos_ids, codec)
+        timings = {"first_step_ms": (first - started) * 1e3, "total_ms": (time.perf_counter() - started) * 1e3}
+        return [(outcome, canvas, timings) for outcome, canvas in zip(outcomes, canvases, strict=True)]
+
+    def plan_bucket(self, bucket: AutoregressiveBucket, buffers: int) -> MemoryPlan:
+        """Plan the memory of a bucket: reading the longest prompts is its widest moment."""
+        item_bytes = getattr(torch, self._config.dtype).itemsize
+        return plan_memory(
+            self._facts,
+            rows=bucket.rows,
+            positions=bucket.prompt,
+            answers=1,
+            is_guided=False,
+            item_bytes=item_bytes,
+            weights=weight_bytes(self._transformer),
+            buffers=buffers + cache_bytes(bucket, self._facts, item_bytes),
+        )
+
+    def _captured(self, prompts: list[list[int]], params: list[SamplingParams], eos_ids: tuple[int, ...]) -> CapturedDecode | None:
+        """Return the decode of a batch on a captured bucket; None where "auto" steps down because the step cannot be captured."""
+        assert self.graphs is not None
+        state = self.decoder.lay_out(prompts, params, stop_ids=eos_ids, device="cpu")
+        try:
+            self.graphs.release(self.graphs.lease(state))
+        except CaptureError as error:
+            if self._config.driver != "auto":
+                raise
+            log.warning("prompts are continued eagerly: %s", error)
+            self.driver, self.graphs = "eager", None
+            return None
+        return CapturedDecode(self.graphs, state, wants_loop=self.driver == "loop")
+
+    def _replayed(self, decode: CapturedDecode) -> tuple[list[Outcome], float]:
+        assert self.graphs is not None
+        with decode:
+            # The prompts have been read when the clock is: the first token is there.
+            self.graphs.backend.synchronize()
+            first = time.perf_counter()
+            for _ in decode.frames():
+                pass
+            return [decode.outcome(row) for row in range(decode.requests)], first
+
+    def _stepped(
+        self, prompts: list[list[int]], params: list[SamplingParams], eos_ids: tuple[int, ...], codec: TextCodec
+    ) -> tuple[list[Outcome], float]:
+        state = self.decoder.begin(prompts, params, stop_ids=eos_ids, device=self._config.device)
+        _end_at_stop_words(state, params, codec)
+        is_done, first = bool(state.done.all()), time.perf_counter()
+        if not is_done:
+            for _ in steps(self.decoder, state):
+                _end_at_stop_words(state, params, codec)
+        return [read_outcome(state, row) for row in range(len(prompts))], first
 
 
 def _lay_out(prompt: str | Prompt, params: SamplingParams, codec: TextCodec, facts: ModelFacts) -> Canvas:

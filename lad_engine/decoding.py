@@ -68,7 +68,7 @@ class Decoding:
         denoiser, buckets = DENOISERS[family]
         self._denoiser = denoiser(model, ops)
         self._buckets = buckets(facts.max_positions)
-        self.driver, backend = _choose(config)
+        self.driver, backend = choose_driver(config)
         self.graphs: Graphs | None = None
         if backend is not None:
             has_loop = self.driver == "loop"
@@ -148,7 +148,7 @@ class Decoding:
             answers=bucket.answers,
             is_guided=bucket.is_guided,
             item_bytes=getattr(torch, self._config.dtype).itemsize,
-            weights=_weight_bytes(self._model),
+            weights=weight_bytes(self._model.transformer),
             buffers=buffers,
         )
 
@@ -180,7 +180,7 @@ class Decoding:
         return EagerDecode(self._denoiser, state)
 
 
-def _choose(config: EngineConfig) -> tuple[str, Backend | None]:
+def choose_driver(config: EngineConfig) -> tuple[str, Backend | None]:
     """Return the driver and where it captures; "auto" steps down from the loop to replays and says why."""
     device = torch.device(config.device)
     if device.type != "cuda":
@@ -199,6 +199,8 @@ def _choose(config: EngineConfig) -> tuple[str, Backend | None]:
     return ("loop" if library is not None else "replay"), CudaCapture(device, library)
 
 
-def _weight_bytes(model: LanguageModel) -> int:
-    held = [*model.transformer.parameters(), *model.transformer.buffers()]
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
+def weight_bytes(transformer: Any) -> int:
+    """Return what a decoder holds: weights of any width with their scales, tables, and the stacks of resident adapters."""
+    held = [*transformer.parameters(), *transformer.buffers()]
+    stacked = transformer.adapter_rows.nbytes if transformer.adapter_rows is not None else 0
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values()) + stacked

@@ -21,15 +21,13 @@ from .adapters.resident import Chosen, Names, ResidentAdapters, each_name
 from .adapters.store import Replaced, Resident
 from .adapters.swap import AdapterSlot
 from .config import AUTOREGRESSIVE_DEFAULTS, EngineConfig, SamplingParams, canonical_names
-from .continuation import continue_prompts
+from .continuation import Continuation
 from .contracts import AdapterFacts, Canvas, GenerationResult, ModelFacts, StepEvent
 from .decoding import Decoding
-from .denoisers.autoregressive import AutoregressiveDecoder
 from .denoisers.lad import LadDenoiser
 from .errors import AdapterError, ConfigError
 from .families import check_settings, default_profile
 from .loading import Progress, adapt, checked_adapter, each_params, eos_ids_of, load_transformer, mask_id_of, resolve_config
-from .model.causal_model import CausalModel
 from .model.language_model import LanguageModel
 from .model.likelihood import Likelihood, score_text
 from .model.precision import check_precision, quantise
@@ -77,6 +75,7 @@ class Engine:
         self._checkpoint, self._slot = checkpoint, AdapterSlot(model.transformer, adapter, checkpoint.tensors)
         self.family = shared.decoding if shared is not None else self.facts.decoding
         self._decoding = Decoding(model, ops, config, self.facts, self.family)
+        self._continuation: Continuation | None = None
 
     @classmethod
     def load(
@@ -294,6 +293,7 @@ class Engine:
         Raises:
             ConfigError: the engine has an adapter, or a parameter does not fit.
             RequestError: a prompt cannot be laid out, or brings a draft or an infill.
+            DeviceMemoryError, CaptureError: one sentence each.
         """
         if self.adapter_facts is not None:
             raise ConfigError(
@@ -301,8 +301,9 @@ class Engine:
             )
         prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
         requests = list(zip(prompts, each_params(params or SamplingParams(**AUTOREGRESSIVE_DEFAULTS), prompts), strict=True))
-        decoder = AutoregressiveDecoder(CausalModel(self.model.transformer, bool(self.config.batch_invariant)), self.ops)
-        done = continue_prompts(requests, decoder, self.codec, self.facts, self.eos_ids, self.config.device)
+        if self._continuation is None:
+            self._continuation = Continuation(self.model.transformer, self.ops, self.config, self.facts)
+        done = self._continuation.run(requests, self.codec, self.eos_ids)
         return [self._result(*parts[:2], one, parts[2]) for parts, (_, one) in zip(done, requests, strict=True)]
 
     # As a decorator: a with block would leave the caller in inference mode between two items.

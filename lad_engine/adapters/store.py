@@ -84,6 +84,7 @@ class AdapterStore:
         self._gains = {transformer.norm(path): self._stack_norm(transformer.norm(path)) for path in sorted(self._norms)}
         self._plain_ops = transformer.ops, transformer.head.ops
         transformer.adapter_rows = transformer.head.adapter_rows = self.rows
+        self.rows.nbytes = self.nbytes
         transformer.ops = with_row_norms(transformer.ops, self._gains, self.rows)
         transformer.head.ops = with_row_norms(transformer.head.ops, self._gains, self.rows)
 

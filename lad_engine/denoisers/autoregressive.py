@@ -22,6 +22,8 @@ class DecodeCache(Protocol):
 
     positions: Tensor
 
+    def view(self, start: int, stop: int, capacity: int | None = None) -> DecodeCache: ...
+
 
 class CausalDecodable(Protocol):
     """What autoregressive decoding needs from a model; `model.causal_model.CausalModel` says what each call takes."""
@@ -37,23 +39,33 @@ class CausalDecodable(Protocol):
     def choose(self, rows: Tensor, rule: TokenRule, uniforms: Tensor) -> TokenChoice: ...
 
 
+class Memory:
+    """What lies beside the buffers of a batch or a bucket: the cache, opened when first prompts are read, and their lengths."""
+
+    def __init__(self, prompt_lengths: tuple[int, ...] = ()) -> None:
+        self.cache: Any = None
+        self.prompt_lengths = prompt_lengths
+
+
 @dataclass
 class AutoregressiveState:
     """One batch being continued; row b is one request, column r its r-th new token. Tensors are written in place, never replaced.
 
-    On the host, fixed: max_steps (forward passes at most), prompt_lengths. taken_steps counts the passes; resting names rows a driver
-    has seen done, which then cost nothing where sequences are computed by themselves. is_static: the step reads no host number, looks
-    at the whole capacity of the cache and computes every row, so that it can be captured.
-    Per new token `[B, R]`: answer, confidence; first_set and last_changed, the pass that made each, -1 where there is none.
+    On the host, fixed: max_steps (forward passes at most), capacity (positions of the cache), memory. taken_steps counts the passes;
+    resting names rows a driver has seen done, which then cost nothing where sequences are computed by themselves. is_static: the step
+    reads no host number, looks at the whole capacity of the cache and computes every row, so that it can be captured.
+    Per prompt position `[B, P]`: ids. Per new token `[B, R]`: answer, confidence; first_set and last_changed, the pass that made each,
+    -1 where there is none.
     Per row `[B]`: token, the one chosen last; seeds; limits (max_new_tokens); answer_length, tokens made so far, the end token
     included; done; acted (took part in the last pass); stopped_early, an end token came before the limit; nfe, row_steps, forward
-    passes that counted. columns `[R]`, stop_ids `[E]`, step `[]`.
+    passes that counted. columns `[R]`, stop_ids `[E]`, step `[]`; bounds as LadState.
     """
 
     max_steps: int
-    prompt_lengths: tuple[int, ...]
+    capacity: int
+    memory: Memory
     rule: TokenRule
-    cache: DecodeCache
+    ids: Tensor
     answer: Tensor
     confidence: Tensor
     first_set: Tensor
@@ -70,9 +82,15 @@ class AutoregressiveState:
     columns: Tensor
     stop_ids: Tensor
     step: Tensor
+    bounds: Tensor
     resting: tuple[bool, ...]
     taken_steps: int = 0
     is_static: bool = False
+
+    @property
+    def cache(self) -> DecodeCache:
+        """The keys and values of what has been read."""
+        return self.memory.cache
 
 
 class AutoregressiveDecoder:
@@ -97,9 +115,25 @@ class AutoregressiveDecoder:
         Raises:
             RequestError: a prompt is empty, there is not one SamplingParams each, or the cache is too small.
         """
-        state, ids = self._lay_out(prompts, params, stop_ids, device, capacity)
-        self._accept(state, self.model.prefill(ids, state.prompt_lengths, state.cache))
+        state = self.lay_out(prompts, params, stop_ids=stop_ids, device=device, capacity=capacity)
+        self.prime_(state)
         return state
+
+    def prime_(self, state: AutoregressiveState) -> None:
+        """Read the prompts into the cache and choose the first token of each; a captured driver calls this once per batch."""
+        lengths = state.memory.prompt_lengths
+        self._accept(state, self._read(state, lengths))
+
+    def _read(self, state: AutoregressiveState, lengths: tuple[int, ...]) -> Tensor:
+        """Return `[B, D]`, the row of every prompt's last token; zeros for rows of a bucket that no prompt has."""
+        cache, n = self._cache(state), len(lengths)
+        rows = self.model.prefill(state.ids[:n, : max(lengths)], lengths, cache.view(0, n))
+        return rows if n == len(state.done) else torch.cat([rows, rows.new_zeros(len(state.done) - n, rows.shape[1])])
+
+    def _cache(self, state: AutoregressiveState) -> Any:
+        if state.memory.cache is None:
+            state.memory.cache = self.model.open_cache(len(state.done), state.capacity)
+        return state.memory.cache
 
     def step_(self, state: AutoregressiveState) -> None:
         """Read the last token of every sequence and choose the next, in place; rows that are done stay as they are.
@@ -110,9 +144,10 @@ class AutoregressiveDecoder:
         lengths = None
         if not state.is_static:
             made = min(state.taken_steps, state.max_steps - 1) - 1
-            lengths = tuple(length + made for length in state.prompt_lengths)
-        rows = self.model.decode(state.token, state.cache, lengths, None if state.is_static else state.resting)
-        state.cache.positions.add_(~state.done)
+            lengths = tuple(length + made for length in state.memory.prompt_lengths)
+        cache = self._cache(state)
+        rows = self.model.decode(state.token, cache, lengths, None if state.is_static else state.resting)
+        cache.positions.add_(~state.done)
         self._accept(state, rows)
 
     def _accept(self, state: AutoregressiveState, rows: Tensor) -> None:
@@ -136,14 +171,16 @@ class AutoregressiveDecoder:
         state.step.add_(1)
         state.taken_steps += 1
 
-    def _lay_out(
+    def lay_out(
         self,
         prompts: Sequence[Sequence[int]],
         params: Sequence[SamplingParams],
+        *,
         stop_ids: tuple[int, ...],
         device: torch.device | str,
-        capacity: int | None,
-    ) -> tuple[AutoregressiveState, Tensor]:
+        capacity: int | None = None,
+    ) -> AutoregressiveState:
+        """Copy a batch into buffers and read nothing yet; see `begin` for what is refused."""
         if not prompts or len(prompts) != len(params):
             raise RequestError(f"begin: {len(prompts)} prompts with {len(params)} SamplingParams, expected as many of each, at least one.")
         for index, prompt in enumerate(prompts):
@@ -162,11 +199,12 @@ class AutoregressiveDecoder:
         def put(values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.as_tensor(np.asarray(values), device=device).to(dtype, copy=True)
 
-        state = AutoregressiveState(
+        return AutoregressiveState(
             max_steps=R,
-            prompt_lengths=lengths,
+            capacity=capacity or needed,
+            memory=Memory(lengths),
             rule=build_token_rule(params, None, stop_ids, device),
-            cache=self.model.open_cache(B, capacity or needed),
+            ids=put(ids),
             answer=put(np.zeros((B, R))),
             confidence=put(np.zeros((B, R)), torch.float32),
             first_set=put(np.full((B, R), -1)),
@@ -183,9 +221,9 @@ class AutoregressiveDecoder:
             columns=torch.arange(R, device=device),
             stop_ids=put(list(stop_ids)),
             step=put(0),
+            bounds=put([R, 0]),
             resting=(False,) * B,
         )
-        return state, put(ids)
 
 
 def _write(buffer: Tensor, values: Tensor, where: Tensor) -> None:

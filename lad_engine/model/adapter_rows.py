@@ -20,8 +20,11 @@ class AdapterRows:
     """One device buffer of slots, `[max_rows]` int64 with -1 for the base, which projections and norms read in every forward.
 
     Its address never changes, so a captured step follows whatever is put in. A forward of `[B, T, D]` reads the first B entries;
-    within `span` every forward and every norm of flat rows reads those of the span.
+    within `span` every forward and every norm of flat rows reads those of the span. nbytes: device memory of everything that is chosen
+    by it, which the store says.
     """
+
+    nbytes: int = 0
 
     def __init__(self, max_rows: int, device: torch.device | str) -> None:
         self.index = torch.full((max_rows,), BASE, dtype=torch.int64, device=device)

@@ -26,7 +26,7 @@ class CapturedDecode:
 
     def __enter__(self) -> CapturedDecode:
         captured = self._graphs.lease(self._state)
-        self._enter(captured, list(range(self._state.ids.shape[0])))
+        self._enter(captured, list(range(self.requests)))
         self._state.bounds[1] = self._floor()
         captured.arena.load(lambda buffers: self._graphs.family.fill(buffers, self._state))
         self._graphs.prime(captured)
@@ -64,6 +64,11 @@ class CapturedDecode:
             if is_shrinking:
                 self._shrink(done)
         self._finish(list(self._rows))
+
+    @property
+    def requests(self) -> int:
+        """How many requests the batch has."""
+        return self._state.done.shape[0]
 
     def outcome(self, row: int) -> Outcome:
         """Return how a row ended; call it after `frames` has ended."""

@@ -22,7 +22,10 @@ Progress = Callable[[str, int, int], None]
 
 
 class Family(Protocol):
-    """How a decoding family sorts its batches into buckets; `denoisers.lad_bucket.LadBuckets` says what each method promises."""
+    """How a decoding family sorts its batches into buckets; `denoisers.lad_bucket.LadBuckets` says what each method promises.
+
+    A family whose states lack some of the buffers of FRAME names those it has, flags first, in `frame`.
+    """
 
     def bucket_of(self, state: Any) -> Any: ...
 
@@ -182,7 +185,7 @@ class Graphs:
         if plan is not None:
             plan.check(self.backend.free_bytes())
         try:
-            arena = Arena(blank, FRAME, self.backend)
+            arena = Arena(blank, getattr(self.family, "frame", FRAME), self.backend)
             captured = Captured(bucket, arena, self.backend, lambda: self._denoiser.step_(arena.state), self._has_loop)
         except (DeviceMemoryError, torch.OutOfMemoryError) as error:
             raise DeviceMemoryError(plan.refusal() if plan is not None else str(error)) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lad_engine import Engine
 from lad_engine.config import AUTOREGRESSIVE_DEFAULTS, SamplingParams
 from lad_engine.denoisers.autoregressive import AutoregressiveDecoder
 from lad_engine.model.causal_model import CausalModel
@@ -51,6 +52,19 @@ def test_captured_and_eager_steps_choose_the_same_tokens(tmp_path, ops, dtype):
     for name in ("answer", "answer_length", "nfe", "stopped_early"):
         assert torch.equal(getattr(captured, name), getattr(eager, name)), name
     assert torch.equal(captured.confidence, eager.confidence)
+
+
+def test_an_engine_continues_by_every_driver_with_the_same_tokens(tmp_path):
+    base = make_tiny(tmp_path, family="llama", hidden_size=128, head_dim=64)
+    prompts = ["the user is there", "an answer", "the sea and the sun are on the way in"]
+    each = [params(), params(seed=8, temperature=0.9, top_k=20), params(seed=9, temperature=1.1, top_p=0.9)]
+    answers = {}
+    for driver in ("eager", "replay", "auto"):
+        engine = Engine.load(base, adapter=None, mask_token=None, device="cuda", dtype="float32", driver=driver)
+        answers[driver] = [(one.token_ids, one.nfe) for one in engine.generate_autoregressive(prompts, each)]
+        # Again, through the bucket that is captured by now.
+        assert [(one.token_ids, one.nfe) for one in engine.generate_autoregressive(prompts, each)] == answers[driver]
+    assert answers["eager"] == answers["replay"] == answers["auto"]
 
 
 def buffers(state) -> dict[str, torch.Tensor]:
