@@ -38,6 +38,11 @@ class Handle:
     def id(self) -> str:
         return self._request.id
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Positions in front of the answer region."""
+        return self._request.canvas.answer_start
+
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield Started, then Stepped and Committed as the request wants them, then Finished."""
         while True:

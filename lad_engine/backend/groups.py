@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DeviceMemoryError, LadError, StepError
+from ..errors import CaptureError, DeviceMemoryError, LadError, StepError
 from .engine_parts import EngineParts
 from .limits import Limits
 from .request import Request
@@ -218,13 +219,15 @@ class Groups:
         group.requests = {slot: group.requests[old] for slot, old in enumerate(live)}
 
     def _tidy(self, may_shrink: bool) -> None:
-        """Close empty batches, and let the others go on in buffers of half the size where half of theirs are enough."""
+        """Close empty batches, and let the others go on in smaller buffers where a quarter of theirs is enough."""
         for group in self:
             if not group.requests:
                 group.slots.close()
                 self._groups.remove(group)
-            elif may_shrink and isinstance(group.slots, Slots) and 2 * len(group.requests) <= group.slots.rows:
-                self._resize(group, _power_of_two(len(group.requests)))
+            elif may_shrink and isinstance(group.slots, Slots) and 4 * len(group.requests) <= group.slots.rows:
+                # A saving, not a need: where it cannot be had, the batch goes on as it is.
+                with contextlib.suppress(DeviceMemoryError, CaptureError, torch.OutOfMemoryError):
+                    self._resize(group, _power_of_two(len(group.requests)))
 
 
 def _reason(error: Exception, what: str) -> LadError:

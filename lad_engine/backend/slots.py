@@ -8,6 +8,7 @@ from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,6 +41,9 @@ class Slots:
         else:
             self.state = _on_device(host, parts.device)
             parts.family.seat(self.state, 0, first)
+        axes = ((path, parts.family.row_axis(path)) for path in tensor_paths(self.state) if path != "rule.bias_values")
+        self._row_axes = [(path, axis) for path, axis in axes if axis is not None]
+        self._blanks: tuple[Any, list[tuple[np.ndarray, np.ndarray]]] | None = None
         ids = first.rule.bias_ids.tolist()
         self._bias_ids: list[int | None] = [*ids, *([None] * (bucket.biases - len(ids)))]
 
@@ -50,15 +54,11 @@ class Slots:
 
     def put(self, slot: int, row: Any) -> None:
         """Begin a request, a host state of one row, in a free slot; the other rows do not notice."""
-        family = self._parts.family
-        one = family.blank(dataclasses.replace(self.bucket, rows=1), row)
-        family.fill(one, row)
-        for path in tensor_paths(self.state):
-            axis = family.row_axis(path)
-            if axis is not None and path != "rule.bias_values":
-                attrgetter(path)(self.state).select(axis, slot).copy_(attrgetter(path)(one).select(axis, 0))
+        one = self._filled(row)
+        for path, axis in self._row_axes:
+            attrgetter(path)(self.state).select(axis, slot).copy_(attrgetter(path)(one).select(axis, 0))
         self._put_biases(slot, row)
-        family.seat(self.state, slot, row)
+        self._parts.family.seat(self.state, slot, row)
 
     def drop(self, slot: int) -> None:
         """Take whatever is in a slot out of the batch."""
@@ -106,6 +106,19 @@ class Slots:
         if self._captured is not None:
             self._parts.graphs.release(self._captured)
             self._captured = None
+
+    def _filled(self, row: Any) -> Any:
+        """Return host buffers of this bucket for one row that hold `row`; they are taken again for the next."""
+        family = self._parts.family
+        if self._blanks is None:
+            one = family.blank(dataclasses.replace(self.bucket, rows=1), row)
+            blank = {path: attrgetter(path)(one).clone().numpy() for path, _ in self._row_axes}
+            self._blanks = one, [(attrgetter(path)(one).numpy(), blank[path]) for path in blank]
+        one, pairs = self._blanks
+        for target, empty in pairs:
+            np.copyto(target, empty)
+        family.fill(one, row)
+        return one
 
     def _put_biases(self, slot: int, row: Any) -> None:
         """Give the row its biases in the columns all rows share; the columns of others add nothing to it."""

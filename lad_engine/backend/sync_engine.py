@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ..adapters.resident import Names, each_name
 from ..config import SamplingParams
 from ..contracts import Canvas, GenerationResult
 from ..engine import Engine
-from ..errors import LadError
+from ..errors import LadError, OverloadError
 from ..loading import each_params
 from ..text.prompts import Prompt
 from .core import Core
@@ -82,12 +83,30 @@ class SyncEngine:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         adapters: Names = None,
     ) -> list[GenerationResult]:
-        """Answer every prompt, as `Engine.generate` does: one result each, in order. The first failure is raised, the others go on."""
+        """Answer every prompt, as `Engine.generate` does: one result each, in order; more than the queue takes wait outside of it.
+
+        The first failure is raised, the others go on.
+        """
         prompts = [prompts] if isinstance(prompts, (str, Prompt, Canvas)) else list(prompts)
         each = [params] * len(prompts) if params is None else each_params(params, prompts)
         asked = zip(prompts, each, each_name(adapters, len(prompts)), strict=True)
-        handles = [self.submit(prompt, one, adapter=name, wants="result") for prompt, one, name in asked]
+        handles: list[SyncHandle] = []
+        for prompt, one, name in asked:
+            handles.append(self._submit_patiently(handles, prompt, one, name))
         return [handle.result().result for handle in handles]
+
+    def _submit_patiently(
+        self, earlier: Sequence[SyncHandle], prompt: str | Prompt | Canvas, params: SamplingParams | None, adapter: str | None
+    ) -> SyncHandle:
+        while True:
+            try:
+                return self.submit(prompt, params, adapter=adapter, wants="result")
+            except OverloadError as error:
+                running = next((handle for handle in earlier if not handle._has_ended.is_set()), None)
+                if running is None:
+                    time.sleep(error.retry_after_s)
+                else:
+                    running._has_ended.wait(error.retry_after_s)
 
     def stats(self) -> Stats:
         return self._core.stats()

@@ -210,4 +210,5 @@ def _column(plans: Sequence[Plan], name: str) -> np.ndarray:
     """Return one number of every plan `[S, B]`; a plan that ends before the longest repeats its last."""
     rows = [getattr(plan, name) for plan in plans]
     longest = max(map(len, rows))
-    return np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows], axis=1)
+    # Padding by nothing takes NumPy as long as the rest of this.
+    return np.stack([row if len(row) == longest else np.pad(row, (0, longest - len(row)), mode="edge") for row in rows], axis=1)

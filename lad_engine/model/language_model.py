@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..contracts import TokenChoice, TokenRule
 from .adapter_rows import spanning
@@ -71,7 +71,17 @@ class LanguageModel:
         uniforms: Tensor,
         unconditional: Tensor | None = None,
         counts: tuple[int, ...] | None = None,
+        guided: tuple[bool, ...] | None = None,
         certainty: Tensor | None = None,
     ) -> TokenChoice:
-        """Choose tokens for `rows` `[B, R, D]`; see `Head.choose`."""
-        return self.head.choose(rows, rule, uniforms, unconditional, counts, certainty=certainty)
+        """Choose tokens for `rows` `[B, R, D]`; see `Head.choose`.
+
+        Where batches need not be invariant, sequences of similar counts are read together, which costs one GEMM instead of B.
+        """
+        if counts is not None and not self.batch_invariant and 0 < len(counts) * max(counts) <= 2 * sum(counts):
+            R, width = rows.shape[1], max(counts)
+            base = None if unconditional is None else unconditional[:, :width]
+            read = self.head.choose(rows[:, :width], rule, uniforms[:, :width], base, certainty=certainty)
+            parts = (read.token, read.confidence, read.certainty)
+            return TokenChoice(*(None if part is None else nn.functional.pad(part, (0, R - width)) for part in parts))
+        return self.head.choose(rows, rule, uniforms, unconditional, counts, guided, certainty)

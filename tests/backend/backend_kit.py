@@ -36,12 +36,14 @@ def tiny_engine(folder: Path, **settings: Any) -> Engine:
     return Engine.load(folder, **{"adapter": None, "dtype": "float32", **settings})
 
 
-def random_requests(count: int, seed: int = 0, kinds: tuple[dict[str, Any], ...] = KINDS) -> list[tuple[str, SamplingParams]]:
+def random_requests(
+    count: int, seed: int = 0, kinds: tuple[dict[str, Any], ...] = KINDS, steps_between: tuple[int, int] = (4, 9)
+) -> list[tuple[str, SamplingParams]]:
     """Return (prompt, parameters) of mixed lengths, steps, seeds and rules."""
     draw = random.Random(seed)
     made = []
     for index in range(count):
-        steps = draw.randint(4, 9)
+        steps = draw.randint(*steps_between)
         length = draw.randint(4, 3 * steps if "tokens_per_step" in kinds[index % len(kinds)] else 40)
         made.append(
             (

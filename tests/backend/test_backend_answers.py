@@ -174,7 +174,7 @@ def test_a_bad_request_is_refused_at_once(folder):
 def test_the_synchronous_twin_answers_as_the_engine_does(folder, alone):
     requests = random_requests(6, 9)
     prompts, params = [prompt for prompt, _ in requests], [one for _, one in requests]
-    with SyncEngine(tiny_engine(folder), Limits(max_rows=4)) as backend:
+    with SyncEngine(tiny_engine(folder), Limits(max_rows=4, max_running=1, max_queue=2)) as backend:
         assert [facts_of(one) for one in backend.generate(prompts, params)] == [facts_of(one) for one in alone.generate(prompts, params)]
         handle = backend.submit("hello", params[0], wants="steps")
         events = list(handle)

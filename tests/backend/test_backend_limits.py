@@ -182,7 +182,7 @@ def test_limits_are_checked():
 
 def test_five_hundred_requests_from_32_threads_lose_none(folder):
     engine, alone = tiny_engine(folder), tiny_engine(folder)
-    requests = random_requests(40, 11)
+    requests = random_requests(40, 11, steps_between=(3, 4))
     wanted = [alone.generate(prompt, params)[0].token_ids for prompt, params in requests]
     wrong: list[int] = []
     started = time.monotonic()
