@@ -20,7 +20,7 @@ from .adapters.whole_files import whole_file
 from .errors import ConfigError, LadError, TrainingError
 from .model.backbones import backbone_of
 from .model.language_model import LanguageModel
-from .model.weights import open_checkpoint
+from .model.weights import Checkpoint, open_checkpoint
 from .ops import select_ops
 from .placement import native_dtype, resolve_device
 from .profiles import load_profile
@@ -32,7 +32,8 @@ from .training.config import TrainConfig, field_kinds
 from .training.data import Limits, load_examples, parse_source
 from .training.export import adapter_facts, export_adapter
 from .training.gradients import differentiable
-from .training.lora import attach_trainable
+from .training.latent import export_model, open_flow_path
+from .training.lora import Trainable, attach_trainable
 from .training.metrics import MetricsFile, plot_losses
 from .training.objectives.simplex import open_time_vector
 from .training.processes import Processes, join_processes
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = SentenceParser(
         prog="python -m lad_engine.train",
-        description="Train a LoRA adapter that turns an autoregressive checkpoint into a denoiser. Settings of the file are also flags.",
+        description="Train a LoRA adapter, or the flow path of L2D, that turns an autoregressive checkpoint into a denoiser. Settings of the file are also flags.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with the settings below")
@@ -116,7 +117,8 @@ def _run(config: TrainConfig, options: argparse.Namespace) -> int:
     if processes.is_main and config.plot:
         plot_losses(MetricsFile(run / "metrics.jsonl", trainer.counters.step).read(), run / "loss.png", config.name)
     if is_finished:
-        say(f"Finished {config.steps} updates; the adapter is {run / 'adapter.safetensors'}.")
+        made = f"model is {run / 'model'}" if config.objective == "latent_ode" else f"adapter is {run / 'adapter.safetensors'}"
+        say(f"Finished {config.steps} updates; the {made}.")
     else:
         say(f"Stopped at update {trainer.counters.step} after writing a checkpoint; continue with --resume --output {run}.")
     return 0
@@ -139,6 +141,27 @@ def _build(
     say(f"{len(train)} examples to train on, {len(validation)} for validation" + (f"; dropped: {dropped}" if dropped else "") + ".")
     # The other backends have no backward pass; mean embeddings need none.
     ops = differentiable(select_ops("reference,soft_embedding=auto", device=device.type))
+    is_latent = config.objective == "latent_ode"
+    build = open_flow_path if is_latent else _with_pairs
+    transformer, trainable = build(checkpoint, config, ops, dtype, device)
+    transformer.train(config.dropout > 0)
+    size = sum(parameter.numel() for parameter in trainable.named().values())
+    say(f"{size / 1e6:.2f} M trainable parameters on {device}, {str(dtype).removeprefix('torch.')}.")
+
+    def export(step: int) -> None:
+        if is_latent:
+            export_model(Path(config.output) / "model", checkpoint, transformer)
+            return
+        export_adapter(Path(config.output), trainable, adapter_facts(config, checkpoint.facts, mask_id, eos_id, step))
+
+    return Trainer(
+        LanguageModel(transformer), ops, trainable, train, validation, config,
+        mask_id=mask_id, eos_id=eos_id, device=device, processes=processes, export=export, is_shown=is_shown,
+    )  # fmt: skip
+
+
+def _with_pairs(checkpoint: Checkpoint, config: TrainConfig, ops: Any, dtype: torch.dtype, device: torch.device) -> tuple[Any, Trainable]:
+    """Load the base and attach the pairs that are trained."""
     transformer = backbone_of(checkpoint.facts).from_tensors(checkpoint.facts, checkpoint.tensors(), ops, dtype, device)
     transformer.head.predicts_next_token = config.predicts_next_token
     start = read_adapter(config.init_adapter) if config.init_adapter else None
@@ -156,17 +179,7 @@ def _build(
         trainable.norms["timestep_embed"] = open_time_vector(transformer)
     if start is not None:
         trainable.start_from(start.weights, start.norms, str(config.init_adapter))
-    transformer.train(config.dropout > 0)
-    size = sum(parameter.numel() for parameter in trainable.named().values())
-    say(f"{size / 1e6:.2f} M trainable parameters on {device}, {str(dtype).removeprefix('torch.')}.")
-
-    def export(step: int) -> None:
-        export_adapter(Path(config.output), trainable, adapter_facts(config, checkpoint.facts, mask_id, eos_id, step))
-
-    return Trainer(
-        LanguageModel(transformer), ops, trainable, train, validation, config,
-        mask_id=mask_id, eos_id=eos_id, device=device, processes=processes, export=export, is_shown=is_shown,
-    )  # fmt: skip
+    return transformer, trainable
 
 
 def _placement(config: TrainConfig, processes: Processes) -> tuple[torch.device, torch.dtype]:

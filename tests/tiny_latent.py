@@ -33,7 +33,9 @@ def make_tiny_latent(
     stores_copies: also the base weights under the names by which the reference's adapted layers reach them.
     """
     make_tiny(folder, family=family)
-    latent = LatentFacts(FLOW_WIDTH, rank=0 if has_full_weights else RANK, alpha=2.0 * RANK, classes=classes, has_full_weights=has_full_weights)
+    latent = LatentFacts(
+        FLOW_WIDTH, rank=0 if has_full_weights else RANK, alpha=2.0 * RANK, classes=classes, has_full_weights=has_full_weights
+    )
     facts = replace(read_facts(folder), extra=latent.to_extra())
     generator = torch.Generator().manual_seed(1)
     tensors = load_file(folder / "model.safetensors")
@@ -46,7 +48,12 @@ def make_tiny_latent(
             tensors[f"{head}.flow_{tail}_proj.wrapped_layer.weight"] = tensors[name].clone()
     save_sharded(folder, tensors)
     config = json.loads((folder / "config.json").read_text())
-    config |= {"flow_representation_space": "mapping", "flow_lora_rank": latent.rank, "flow_lora_alpha": latent.alpha, "noise_rescaling": 64.0}
+    config |= {
+        "flow_representation_space": "mapping",
+        "flow_lora_rank": latent.rank,
+        "flow_lora_alpha": latent.alpha,
+        "noise_rescaling": 64.0,
+    }
     config |= {"freeze_modulation_at_flow_start": freezes_modulation}
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -56,7 +57,8 @@ class ReferenceLoop:
         self.evaluations += 1
         at, zero = self._embedded(t, label), self._embedded(0.0, label)
         scale = ((1 - t) ** 2 * latent.sigma**2 + t**2) ** -0.5
-        flow = self._two((x.to(hidden.dtype).float() * scale).to(hidden.dtype), "model.flow_to_lm_encoder.embedder.layers_module")[None, None]
+        scaled = (x.to(hidden.dtype).float() * scale).to(hidden.dtype)
+        flow = self._two(scaled, "model.flow_to_lm_encoder.embedder.layers_module")[None, None]
         for layer in range(facts.layers):
             prefix = f"model.layers.{layer}"
             weight1, shift1, gate1, weight2, shift2, gate2 = self._two(at, f"{prefix}.modulation_head.mlp").chunk(6)
@@ -80,7 +82,7 @@ class ReferenceLoop:
     def token(self, hidden: Tensor, noise: Tensor, endpoints: int = 8) -> tuple[Tensor, Tensor]:
         """Integrate from `noise` `[Z]` (already of scale sigma) by the midpoint rule; returns (logits of the token, final state)."""
         x, grid = noise.double(), torch.linspace(0, 1, endpoints, dtype=torch.float64).tolist()
-        for start, stop in zip(grid[:-1], grid[1:], strict=True):
+        for start, stop in pairwise(grid):
             dt = stop - start
             half = x + dt / 2 * self.velocity(hidden, x, start)
             x = x + dt * self.velocity(hidden, half, start + dt / 2)

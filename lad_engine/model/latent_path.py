@@ -241,7 +241,8 @@ class LatentPath(nn.Module):
         (base,), facts = self._base, self.facts
         (B, T, D), ops = x.shape, base.ops
         tables = base.cos[:T], base.sin[:T]
-        x, residual, gate = x.reshape(B * T, D), None, None
+        # The path's own parameters may be fp32 beside a 16-bit base.
+        x, residual, gate = x.reshape(B * T, D).to(base.embed.dtype), None, None
         for index, own in enumerate(self.layers):
             shape = self.modulation(index, at, start)
             y, h = ops.modulated_norm(x, residual, gate, shape[:, 0], shape[:, 1], facts.norm_eps)

@@ -17,7 +17,8 @@ CORRUPTIONS = ("paper", "code", "mask_only", "mixed")
 LOSSES = ("all", "answer", "corrupted", "mask_only")
 TRAIN_DTYPES = ("auto", "float32", "bfloat16")
 TOO_LONG = ("drop", "truncate")
-OBJECTIVES = ("lad", "masked", "simplex")
+OBJECTIVES = ("lad", "masked", "simplex", "latent_ode")
+FLOW_TIMES = ("uniform", "cosmap")
 SPANS = ("answer", "ul2")
 KIND_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a list of texts"}
 BELOW_ONE = ("dropout", "beta1", "beta2", "label_smoothing")
@@ -42,6 +43,8 @@ class TrainConfig:
         objective: the decoding family that is trained for: "lad", or "masked" (DiffuLLaMA: corruption mask_only, 1/t, see
         objectives/masked.py; it reads loss and kept_weight not at all).
         "simplex" is TESS 2's (objectives/simplex.py); spans: it noises the "answer", or as "ul2" says spans of the whole text.
+        "latent_ode" is L2D's (objectives/latent_ode.py): a flow path of `rank` beside the frozen base; flow_times: how times are drawn;
+        flow_classes: labels of its guidance table, the class of an example being the place of its source in data; class_dropout.
         anneal_steps: updates over which attention grows from causal to bidirectional ("masked" only, 0 for none).
         loss: "all" every position, "answer" answer and EOS padding, "corrupted" changed answer positions, "mask_only" masked ones by 1/t.
         kept_weight: weight of unchanged answer tokens with "corrupted". eos_pad_weight: of EOS positions after the first.
@@ -64,6 +67,9 @@ class TrainConfig:
     tail_power: float = 3.0
     eos_pads: int = 2
     objective: str = "lad"
+    flow_times: str = "uniform"
+    flow_classes: int = 0
+    class_dropout: float = 0.2
     spans: str = "answer"
     anneal_steps: int = 0
     corruption: str = "paper"
@@ -168,7 +174,7 @@ def _check_type(name: str, value: Any) -> None:
 
 
 def _check(c: TrainConfig) -> None:
-    listed = (("objective", OBJECTIVES), ("spans", SPANS), ("corruption", CORRUPTIONS), ("loss", LOSSES))
+    listed = (("objective", OBJECTIVES), ("flow_times", FLOW_TIMES), ("spans", SPANS), ("corruption", CORRUPTIONS), ("loss", LOSSES))
     for name, choices in (*listed, ("dtype", TRAIN_DTYPES), ("too_long", TOO_LONG)):
         if getattr(c, name) not in choices:
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, expected one of {', '.join(choices)}.")
@@ -177,14 +183,24 @@ def _check(c: TrainConfig) -> None:
             raise ConfigError(f"config: {name} is {getattr(c, name)}, expected 1 or more.")
     if c.max_length < 8:
         raise ConfigError(f"config: max_length is {c.max_length}, expected 8 or more.")
-    for name in ("val_share", "label_smoothing", "dropout", "min_lr_share", "kept_weight", "eos_pad_weight", "beta1", "beta2"):
+    for name in (
+        "val_share",
+        "label_smoothing",
+        "dropout",
+        "min_lr_share",
+        "kept_weight",
+        "eos_pad_weight",
+        "class_dropout",
+        "beta1",
+        "beta2",
+    ):
         value = getattr(c, name)
         if not (math.isfinite(value) and 0.0 <= value <= 1.0) or (name in BELOW_ONE and value == 1.0):
             raise ConfigError(f"config: {name} is {value!r}, expected a number from 0 to 1.")
     for name in ("learning_rate", "clip"):
         if not (math.isfinite(getattr(c, name)) and getattr(c, name) > 0):
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, expected a number above 0.")
-    for name in ("weight_decay", "tail_power", "eos_pads", "warmup_steps", "val_examples", "seed", "anneal_steps"):
+    for name in ("weight_decay", "tail_power", "eos_pads", "warmup_steps", "val_examples", "seed", "anneal_steps", "flow_classes"):
         if not (math.isfinite(getattr(c, name)) and getattr(c, name) >= 0):
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, expected 0 or more.")
     if not c.targets:
@@ -195,5 +211,10 @@ def _check(c: TrainConfig) -> None:
         for name in ("corruption", "loss", "kept_weight"):
             if getattr(c, name) != getattr(TrainConfig, name):
                 raise ConfigError(f"config: {name} is {getattr(c, name)!r}, which objective {c.objective} does not read. Leave it out.")
+    for name in ("flow_times", "flow_classes", "class_dropout"):
+        if c.objective != "latent_ode" and getattr(c, name) != getattr(TrainConfig, name):
+            raise ConfigError(f"config: {name} is {getattr(c, name)!r}, which objective {c.objective} does not read. Leave it out.")
+    if c.flow_classes and c.flow_classes != len(c.data):
+        raise ConfigError(f"config: flow_classes is {c.flow_classes} for {len(c.data)} data sources, expected one class per source, or 0.")
     if c.anneal_steps and c.objective != "masked":
         raise ConfigError(f"config: anneal_steps is {c.anneal_steps}, which objective {c.objective} does not read. Leave it out.")

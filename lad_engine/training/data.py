@@ -31,10 +31,17 @@ class Source:
 class Examples:
     """Tokenised examples packed in one array; `prompt(i)` and `answer(i)` are views, `key[i]` names the text for noise and split.
 
-    weight: `[N]` float64 copies per epoch; total: `[N]` int64 prompt + answer + one EOS.
+    weight: `[N]` float64 copies per epoch; label: `[N]` int64, place of the source; total: `[N]` int64 prompt + answer + one EOS.
     """
 
-    def __init__(self, prompts: Sequence[np.ndarray], answers: Sequence[np.ndarray], keys: Sequence[int], weights: Sequence[float]) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[np.ndarray],
+        answers: Sequence[np.ndarray],
+        keys: Sequence[int],
+        weights: Sequence[float],
+        labels: Sequence[int] | None = None,
+    ) -> None:
         sizes = np.array([[len(p), len(a)] for p, a in zip(prompts, answers, strict=True)], dtype=np.int64).reshape(-1, 2)
         parts = [part for pair in zip(prompts, answers, strict=True) for part in pair]
         self.tokens = np.concatenate(parts) if parts else np.zeros(0, np.int32)
@@ -43,6 +50,7 @@ class Examples:
         self.total = sizes.sum(1) + 1
         self.key = np.array(keys, dtype=np.int64)
         self.weight = np.array(weights, dtype=np.float64)
+        self.label = np.zeros(len(keys), np.int64) if labels is None else np.array(labels, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.key)
@@ -160,7 +168,7 @@ def load_examples(
     kept: tuple[list, list] = ([], [])
     counts = {"kept": 0, "empty": 0, "too_many_chars": 0, "too_long": 0, "repeated": 0}
     seen: set[int] = set()
-    for source in sources:
+    for place, source in enumerate(sources):
         for row in read_rows(source):
             reason, key = _refusal(row, limits, seen)
             if reason is None:
@@ -170,7 +178,7 @@ def load_examples(
                 if is_wide or (len(answer) > room and limits.too_long == "drop"):
                     reason = "too_long"
                 else:
-                    kept[key / 2**62 < val_share].append((prompt, answer[:room], key, source.weight))
+                    kept[key / 2**62 < val_share].append((prompt, answer[:room], key, source.weight, place))
             counts[reason or "kept"] += 1
             if counts["kept"] % REPORT_EVERY == 0:
                 on_progress(counts["kept"])

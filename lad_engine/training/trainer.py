@@ -182,7 +182,8 @@ class Trainer:
         seeds = batch.keys ^ (config.seed * SEED_STRIDE % KEY_RANGE)
         counters.tokens += batch.ids.numel()
         clean = (batch.ids, batch.answer_start, batch.first_eos, seeds, draw_step)
-        return self.objective.draw(CleanBatch(*(tensor.to(self.device) for tensor in clean), update=counters.step))
+        labels = torch.from_numpy(self.examples.label[indices]).to(self.device)
+        return self.objective.draw(CleanBatch(*(tensor.to(self.device) for tensor in clean), update=counters.step, labels=labels))
 
     def loss(self, batch: NoisedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the undivided loss of one micro-batch and what the objective notes about it."""

@@ -22,7 +22,8 @@ def test_settings_name_exactly_the_tableaux():
 
 
 @pytest.mark.parametrize(
-    ("solver", "endpoints", "evaluations"), [("euler", 15, 15), ("midpoint", 8, 15), ("midpoint", 64, 127), ("rk4", 5, 17), ("heun3", 5, 13)]
+    ("solver", "endpoints", "evaluations"),
+    [("euler", 15, 15), ("midpoint", 8, 15), ("midpoint", 64, 127), ("rk4", 5, 17), ("heun3", 5, 13)],
 )
 def test_evaluations_per_token_are_those_of_the_paper(solver, endpoints, evaluations):
     assert evaluations_for(solver, endpoints) == evaluations

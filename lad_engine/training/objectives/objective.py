@@ -15,6 +15,7 @@ class CleanBatch:
     """Clean canvases on the device: ids `[B, T]`, answer_start, first_eos `[B]` int64; the answer region runs to T, EOS from first_eos on.
 
     seeds: `[B]` int64, one noise key per example. draw: `[]` int64, the noise counter of the run. update: optimiser updates done so far.
+    labels: `[B]` int64, the place of each example's source in the run's data.
     """
 
     ids: Tensor
@@ -23,6 +24,7 @@ class CleanBatch:
     seeds: Tensor
     draw: Tensor
     update: int
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
