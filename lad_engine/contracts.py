@@ -162,11 +162,13 @@ class Denoisable(Protocol):
         uniforms: Tensor,
         unconditional: Tensor | None = None,
         counts: tuple[int, ...] | None = None,
+        guided: tuple[bool, ...] | None = None,
         certainty: Tensor | None = None,
     ) -> TokenChoice:
         """Final norm, LM head, guidance, bias, filters and sampling for `rows` `[B, R, D]`, one uniform `[B, R]` per row.
 
-        `counts` (host integers) says how many of each sequence's rows, from the first on, are looked at; None is all R.
+        `counts` (host integers) says how many of each sequence's rows, from the first on, are looked at; None is all R. With counts,
+        `guided` names the sequences whose `unconditional` rows mean something; None is all of them.
         `certainty` `[B]` int64 also asks how sure each row's distribution is: 0 its token's probability, 1 the margin between its two
         most probable tokens, 2 its negative entropy; only masked diffusion asks.
         """

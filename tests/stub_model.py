@@ -38,11 +38,14 @@ class StubModel:
         right = ids.gather(1, torch.minimum(positions + 1, length - 1))
         return torch.stack([ids.gather(1, positions), left, right, positions, checksum.expand_as(positions)], dim=2)
 
-    def choose(self, rows, rule, uniforms, unconditional=None, counts=None):
+    def choose(self, rows, rule, uniforms, unconditional=None, counts=None, guided=None):
         B, R, _ = rows.shape
         logits = self.logits(rows)
         if unconditional is not None:
             base = self.logits(unconditional)
+            if guided is not None:
+                # Nobody may look at the other sequences' unconditional rows.
+                base = torch.where(torch.tensor(guided, device=rows.device)[:, None, None], base, torch.nan)
             scale = rule.cfg_scale[:, None, None]
             logits = torch.where(scale > 0, base + (scale + 1) * (logits - base), logits)
 

@@ -104,12 +104,13 @@ class PairedModel:
         uniforms: Tensor,
         unconditional: Tensor | None = None,
         counts: tuple[int, ...] | None = None,
+        guided: tuple[bool, ...] | None = None,
         **named: Any,
     ) -> TokenChoice:
         """Choose by both models with the same uniforms; returns the first one's choice."""
         others = [other for _, other in self._rows] + [None]
-        theirs = self.quantised.choose(others[0], rule, uniforms, others[1], counts, **named)
-        ours = self.exact.choose(rows, rule, uniforms, unconditional, counts, **named)
+        theirs = self.quantised.choose(others[0], rule, uniforms, others[1], counts, guided, **named)
+        ours = self.exact.choose(rows, rule, uniforms, unconditional, counts, guided, **named)
         self._choices, self._counts = (ours, theirs), counts
         return ours
 

@@ -52,7 +52,8 @@ class LadDenoiser:
             without_prompt = torch.where(state.is_prompt, state.mask_id, state.ids)
             unconditional = self.model.read_rows(without_prompt, positions, lengths, unguided)
         uniforms = self.ops.uniform(state.seeds, state.columns, state.row_steps, SAMPLE)
-        choice = self.model.choose(rows, state.rule, uniforms, unconditional, counts)
+        guided = None if state.is_static else state.guided
+        choice = self.model.choose(rows, state.rule, uniforms, unconditional, counts, guided)
         return choice.token, choice.confidence
 
     def _read_by(self, state: LadState, visible: Tensor) -> tuple[Any, ...]:

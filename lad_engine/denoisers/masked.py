@@ -95,7 +95,8 @@ class MaskedDenoiser:
         # One number per position, so that a position draws the same wherever in a batch it is read.
         uniforms = self.ops.uniform(state.seeds, state.columns, state.row_steps, SAMPLE).gather(1, columns)
         asked = {"certainty": state.rules.certainty} if "certainty" in state.rules.used else {}
-        return self.model.choose(rows, state.rule, uniforms, unconditional, counts, **asked)
+        guided = None if state.is_static else state.guided
+        return self.model.choose(rows, state.rule, uniforms, unconditional, counts, guided, **asked)
 
     def _reveals(
         self,

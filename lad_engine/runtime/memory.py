@@ -1,4 +1,7 @@
-"""What a decode takes of the device's memory, computed before anything is allocated."""
+"""What a decode takes of the device's memory, computed before anything is allocated.
+
+Weights and buffers are counted. Activations are an estimate from shapes, never held against a measured peak of any GPU.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,18 @@ from dataclasses import dataclass
 from ..contracts import ModelFacts
 from ..errors import DeviceMemoryError
 
-# Logits in flight: the head works on this many rows of a sequence at a time (model/head.py), in the weights' dtype and in fp32.
+# Logits in flight: a guess at the worst case. The head reads this many guided rows at a time (model/head.py), in the weights' dtype and
+# in fp32, and `lm_head` no more bytes for plain ones; larger top-k and top-p take more of them in 16 bits (FULL_ROWS of its backends).
 HEAD_ROWS = 128
-# The planner's allocator rounds and splits blocks; measured peaks of the reference ops stay below this factor of the sum of live tensors.
+# An allowance for an allocator that rounds and splits blocks; its size is an assumption.
 ROUNDING = 1.1
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of one bucket: weights (on the device already), buffers (requests and events), activations (an estimate of their peak)."""
+    """Bytes of one bucket: weights (on the device already, adapters that lie beside them included), buffers (requests, events, caches),
+    activations (an estimate of their peak).
+    """
 
     rows: int
     positions: int
@@ -56,7 +62,7 @@ def plan_memory(
     """Estimate a bucket's activations: the layer's widest moment or the head's, whichever is more, with the residual stream beside it.
 
     Args:
-        item_bytes: of one activation (2 for 16-bit dtypes). weights, buffers: bytes, known exactly.
+        item_bytes: of one activation (2 for 16-bit dtypes), also where weights have 8 bits. weights, buffers: bytes, counted.
     """
     N, D, F, K = rows * positions, facts.width, facts.mlp_width, facts.head_width
     q, kv = facts.query_heads * K, facts.kv_heads * K

@@ -28,7 +28,7 @@ class ScriptedModel:
     def read_rows(self, ids, positions, lengths, unread=None):
         return torch.ones(*positions.shape, 2)
 
-    def choose(self, rows, rule, uniforms, unconditional=None, counts=None):
+    def choose(self, rows, rule, uniforms, unconditional=None, counts=None, guided=None):
         self.asked.append((uniforms, unconditional, counts))
         tokens, confidences = self.answers.pop(0)
         return TokenChoice(torch.tensor([tokens]), torch.tensor([confidences]))
@@ -122,5 +122,5 @@ def test_weights_that_are_not_rounded_agree_with_themselves(folder):
 
 
 def test_auto_has_nothing_to_compare(folder):
-    with pytest.raises(ConfigError, match="precision is auto, expected another"):
+    with pytest.raises(ConfigError, match="precision is auto and decodes as lad, expected a precision"):
         Engine.load(folder, adapter=None).agreement()

@@ -18,8 +18,8 @@ EOS = 5
 class SureModel(StubModel):
     """The stub with a head that also says how sure it is; batches of any size."""
 
-    def choose(self, rows, rule, uniforms, unconditional=None, counts=None, certainty=None):
-        choice = super().choose(rows, rule, uniforms, unconditional, counts)
+    def choose(self, rows, rule, uniforms, unconditional=None, counts=None, guided=None, certainty=None):
+        choice = super().choose(rows, rule, uniforms, unconditional, counts, guided)
         if certainty is None:
             return choice
         B, R = uniforms.shape

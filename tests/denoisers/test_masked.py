@@ -104,9 +104,9 @@ def test_random_reveal_reads_one_row_per_position_over_the_whole_decode():
     class Counting(SureModel):
         rows = 0
 
-        def choose(self, rows, rule, uniforms, unconditional=None, counts=None, certainty=None):
+        def choose(self, rows, rule, uniforms, unconditional=None, counts=None, guided=None, certainty=None):
             Counting.rows += sum(counts)
-            return super().choose(rows, rule, uniforms, unconditional, counts, certainty)
+            return super().choose(rows, rule, uniforms, unconditional, counts, guided, certainty)
 
     params = SamplingParams(max_new_tokens=256, steps=64, top_k=0, reveal="random", early_stop=False)
     denoiser, state = begin(Counting(), [canvas(2, 256)], [params])
