@@ -1,0 +1,227 @@
+"""The README's measured tables, made from the committed results and from nothing else.
+
+python -m bench.report              # rewrite the tables between the README's markers, and the plots beside the results
+python -m bench.report --check      # only say whether they are what the results give; exit status 1 where not
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench import crossover, scaling
+from bench.results import REPOSITORY, RESULTS, read_results
+
+BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
+README = REPOSITORY / "README.md"
+Result = Mapping[str, Any]
+# What the CPU engine is asked for: (what, part of bench/cpu.py, ratio or figure, limit, whether at most). On a machine with bfloat16
+# products the bf16 limits count; elsewhere they are shown with what that machine gives.
+CPU_TARGETS = (
+    ("step in bf16 against transformers fp32 eager", "step", "bf16 against fp32", 5.0),
+    ("step in int8 against transformers fp32 eager", "step", "int8 against fp32", 7.0),
+    ("step in bf16 against transformers bf16 eager", "step", "bf16 against bf16", 1.35),
+    ("step in int8 against transformers bf16 eager", "step", "int8 against bf16", 2.0),
+    ("step in fp32 against transformers fp32 eager", "step", "fp32 against fp32", None),
+    ("head and draw of the answer rows against topk + softmax + multinomial, fp32", "head", "head in fp32", 1.8),
+    ("head and draw of the answer rows against topk + softmax + multinomial, bf16", "head", "head in bf16", 1.8),
+    ("update and re-noising against the authors' Python loops", "update", "update", 50.0),
+    ("16-step answer against the authors' loop, fp32", "answer", "answer in fp32", 2.0),
+    ("16-step answer against the authors' loop, bf16", "answer", "answer in bf16", 2.0),
+    ("16-step answer against transformers generate, both in bf16", "generate", "bf16 against generate bf16", 4.0),
+    ("16-step answer against transformers generate, both in fp32", "generate", "fp32 against generate fp32", 4.0),
+)
+
+
+def measured(results: list[Result]) -> str:
+    """Return the Markdown that stands between the markers."""
+    shown = [result for result in results if not result.get("is_quick")]
+    parts = [TABLES[result["bench"]](result) for result in shown if result["bench"] in TABLES]
+    return "\n\n".join(parts) if parts else "Nothing has been measured yet."
+
+
+def conditions_of(result: Result) -> str:
+    """Return one line that says on what, with which versions and under which load a result was measured."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
+    machine = f" {result['machine'][:1].upper()}{result['machine'][1:]}." if result.get("machine") else ""
+    where = f"{result['device']}, {result['cores']} cores, {result['threads']} threads"
+    return f"*{where}; {versions}; commit {result['commit']}, {result['date']}.{machine} {result['counted']}*"
+
+
+def _table(title: str, result: Result, head: list[str], rows: list[list[str]], *notes: str) -> str:
+    lines = [f"#### {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, "", *notes, *([""] if notes else []), conditions_of(result)])
+
+
+def _ms(us: float) -> str:
+    ms = us / 1e3
+    return f"{ms:.0f} ms" if ms >= 100 else f"{ms:.1f} ms" if ms >= 1 else f"{us:.0f} us"
+
+
+def _spread(timing: Mapping[str, Any]) -> str:
+    return f"{_ms(timing['median_us'])} ({_ms(timing['min_us'])} to {_ms(timing['max_us'])})"
+
+
+def _setting(row: Mapping[str, Any]) -> list[str]:
+    return [str(row["model"]), str(row.get("precision") or row["dtype"]), str(row["batch"]), str(row["canvas"]), str(row["answer_rows"])]
+
+
+SETTING_HEAD = ["model", "precision", "batch", "canvas", "rows read"]
+
+
+def step_table(result: Result) -> str:
+    """One line per setting: ours, each opponent, and how many times longer it takes."""
+    rows = []
+    for row in result["rows"]:
+        ours = min((t for who, t in row["times"].items() if who.startswith("ours")), key=lambda t: t["median_us"], default=None)
+        others = [f"{who} {_ms(t['median_us'])}" for who, t in row["times"].items() if not who.startswith("ours")]
+        ratios = [f"{who} {ratio:.2f} x" for who, ratio in row.get("ratios", {}).items()]
+        rows.append([*_setting(row), _spread(ours) if ours else "", "<br>".join(others), "<br>".join(ratios)])
+    return _table("One denoising step", result, [*SETTING_HEAD, "ours", "others", "others / ours"], rows)
+
+
+def cpu_table(result: Result) -> str:
+    """The targets of the CPU engine, each with what was measured, and the times behind them."""
+    ratios = {(row["part"], name): ratio for row in result["rows"] for name, ratio in row.get("ratios", {}).items()}
+    rows = []
+    for what, part, name, limit in CPU_TARGETS:
+        found = ratios.get((part, name))
+        verdict = "" if limit is None or found is None else "met" if found >= limit else "missed"
+        rows.append([what, "" if limit is None else f"≥ {limit:g} x", "unmeasured" if found is None else f"{found:.2f} x", verdict])
+    for row in (row for row in result["rows"] if row["part"] == "start" and row["times"]):
+        seconds, peak = row["times"]["start to first step"]["median_us"] / 1e6, row["peak_mb"]
+        limits = (900.0, 4.0) if row["dtype"] == "bfloat16" else (None, None)
+        for what, unit, value, limit in (("peak memory", "MB", peak, limits[0]), ("start to first step", "s", seconds, limits[1])):
+            verdict = "" if limit is None else "met" if value <= limit else "missed"
+            rows.append(
+                [f"{what}, default base, {row['dtype']}", "" if limit is None else f"≤ {limit:g} {unit}", f"{value:.3g} {unit}", verdict]
+            )
+    times = [f"{row['part']}: " + ", ".join(f"{who} {_ms(t['median_us'])}" for who, t in row["times"].items()) for row in result["rows"]]
+    first = next(row for row in result["rows"])
+    setting = f"{first['model']}, canvas {first['canvas']}, {first['answer_rows']} rows read, batch 1. Medians: {'; '.join(times)}."
+    return _table("CPU engine", result, ["what", "target", "measured", "verdict"], rows, setting)
+
+
+def decode_table(result: Result) -> str:
+    """One line per decode: whole time, tokens a second, first text."""
+    rows = []
+    for row in result["rows"]:
+        for who, timing in row["times"].items():
+            rate = row.get("tokens_before_eos_per_s") or row["batch"] * row["answer_rows"] / timing["median_us"] * 1e6
+            first = _ms(row["first_text_us"]) if row.get("first_text_us") and who.startswith("ours") else ""
+            rows.append([*_setting(row), who, str(row["steps"]), _spread(timing), f"{rate:.0f}", first])
+    crossings = [
+        f"Batch {found['batch']}, canvas {found['canvas']}: {found['against']} is faster from {found['crossover_steps']:.0f} steps on."
+        for found in result.get("crossovers", [])
+        if found["crossover_steps"] is not None
+    ]
+    head = [*SETTING_HEAD, "decoder", "steps", "whole answer", "tokens/s", "first text"]
+    return _table("Whole answers", result, head, rows, *crossings)
+
+
+def scaling_table(result: Result) -> str:
+    """One line per size of each axis, and the exponents."""
+    rows = []
+    for row in result["rows"]:
+        timing = min(row["times"].values(), key=lambda t: t["median_us"])
+        size = f"{row['axis']} {row[row['axis']]}"
+        rows.append(
+            [str(row["model"]), row["dtype"], size, _spread(timing), _ms(row["floor_us"]), f"{row['floor_us'] / timing['median_us']:.0%}"]
+        )
+    fits = [
+        f"{fit['model']}: time grows as {fit['axis']}^{fit['exponent']:.2f} (the roof as {fit['axis']}^{fit['exponent_of_floor']:.2f})."
+        for fit in result["exponents"]
+        if fit["exponent"] is not None
+    ]
+    return _table("Growth with canvas, batch and steps", result, ["model", "dtype", "size", "time", "roof", "share of roof"], rows, *fits)
+
+
+def ops_table(result: Result) -> str:
+    """One line per op and case: our best backend, the best library call, and their ratio."""
+    rows = []
+    for row in result["rows"]:
+        ours = {who: t["median_us"] for who, t in row["times"].items() if not who.startswith("peer: ") and who != "reference"}
+        peers = {who.removeprefix("peer: "): t["median_us"] for who, t in row["times"].items() if who.startswith("peer: ")}
+        best, peer = (min(found, key=found.__getitem__) if found else None for found in (ours, peers))
+        reference = row["times"].get("reference")
+        rows.append(
+            [
+                f"{row['op']} {row['case']}".strip(),
+                row["dtype"],
+                f"{best} {_ms(ours[best])}" if best else "",
+                f"{peer} {_ms(peers[peer])}" if peer else "",
+                f"{peers[peer] / ours[best]:.2f} x" if best and peer else "",
+                _ms(reference["median_us"]) if reference else "",
+            ]
+        )
+    return _table("Ops", result, ["op", "dtype", "ours", "library", "library / ours", "plain PyTorch"], rows)
+
+
+def agreement_table(result: Result) -> str:
+    """One line per precision: how many tokens agree with the weights as they are, and the time of a step."""
+    rows = []
+    for row in result["rows"]:
+        found, base = row["agreement"], row["times"].get(row["dtype"])
+        ours = row["times"].get(found["precision"])
+        speed = f"{base['median_us'] / ours['median_us']:.2f} x" if base and ours else ""
+        share = f"{found['token_agreement']:.1%}"
+        rows.append([found["base"], str(found["adapter"]), found["precision"], row["dtype"], share, str(found["positions"]), speed])
+    return _table(
+        "Agreement of a precision", result, ["base", "adapter", "precision", "against", "tokens equal", "of", "step faster by"], rows
+    )
+
+
+TABLES: dict[str, Callable[[Result], str]] = {
+    "cpu": cpu_table,
+    "step": step_table,
+    "decode": decode_table,
+    "scaling": scaling_table,
+    "ops": ops_table,
+    "agreement": agreement_table,
+}
+
+
+def replaced(readme: str, tables: str) -> str:
+    """Return the README with `tables` between its markers; ValueError where a marker is missing or out of order."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"report: README.md lacks {BEGIN} ... {END}, expected both. Put the markers where the tables belong.")
+    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
+
+
+def plots(folder: Path) -> list[Path]:
+    """Draw each decode's crossover and each scaling result beside its JSON; nothing without matplotlib."""
+    draw_by_bench = {"decode": crossover.plot, "scaling": scaling.plot}
+    drawn = []
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(result, dict) and result.get("bench") in draw_by_bench:
+            drawn.append(draw_by_bench[result["bench"]](result["rows"], path.with_suffix(".png")))
+    return [path for path in drawn if path is not None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where the README is stale")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--readme", type=Path, default=README)
+    options = parser.parse_args()
+    old = options.readme.read_text(encoding="utf-8")
+    new = replaced(old, measured(read_results(options.results)))
+    if options.check:
+        if old != new:
+            sys.exit(f"{options.readme}: the measured tables are stale. Run python -m bench.report and commit the README.")
+        return
+    options.readme.write_text(new, encoding="utf-8")
+    drawn = plots(options.results)
+    print(f"{options.readme}: {'changed' if old != new else 'as it was'}; plots: {', '.join(path.name for path in drawn) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()
