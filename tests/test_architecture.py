@@ -38,6 +38,8 @@ MAY_IMPORT = {
     "backend": SHARED | {"adapters", "engine", "loading", "requests", "runtime", "text"},
     "__init__": SHARED | {"engine"},
     "generate": SHARED | {"engine", "terminal", "text", "profiles"},
+    "server": SHARED | {"backend", "engine", "families", "profiles", "requests", "terminal", "text"},
+    "serve": SHARED | {"backend", "engine", "server", "terminal"},
     "compat": SHARED | {"engine", "text", "profiles"},
     "train": SHARED | {"training", "model", "adapters", "text", "ops", "placement", "profiles", "terminal"},
     "evaluation": SHARED | {"engine", "profiles", "text"},

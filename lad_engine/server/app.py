@@ -89,21 +89,21 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", openapi_extra={"body": ChatBody})
+    @app.post("/v1/chat/completions")
     async def chat(request: HttpRequest) -> Response:
         """Answer a conversation."""
         body = await _read(request, ChatBody)
         prompt = {"messages": tuple(_turn(message) for message in body.messages), "draft": body.draft, "infill": body.infill}
         return await _answer(request, service, CHAT, body, prompt, bool(body.logprobs))
 
-    @app.post("/v1/completions", openapi_extra={"body": CompletionBody})
+    @app.post("/v1/completions")
     async def completions(request: HttpRequest) -> Response:
         """Continue a text as it stands."""
         body = await _read(request, CompletionBody)
         prompt = {"text": body.prompt, "draft": body.draft, "format": "raw"}
         return await _answer(request, service, COMPLETION, body, prompt, body.logprobs is not None)
 
-    @app.post("/v1/edits", openapi_extra={"body": EditBody})
+    @app.post("/v1/edits")
     async def edits(request: HttpRequest) -> Response:
         """Write spans of a text anew; the rest stays as it is."""
         body = await _read(request, EditBody)
@@ -112,7 +112,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
 
 def _add_adapters(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/adapters", openapi_extra={"body": AdapterBody})
+    @app.post("/v1/adapters")
     async def load(request: HttpRequest) -> dict[str, Any]:
         """Load an adapter from below the adapter folder, or replace the one of this name."""
         body = await _read(request, AdapterBody)

@@ -55,6 +55,12 @@ class Gate:
         except Failure as failure:
             if status == 0:
                 await send_failure(failure, send_named)
+        except Exception:
+            # Nothing is expected to arrive here; were it to, the client gets an answer and the log the reason.
+            log.exception("an endpoint failed", extra={"fields": {"request_id": request_id}})
+            if status == 0:
+                failure = Failure(500, f"request {request_id}: the server failed; its log has the details.", "server_error")
+                await send_failure(failure, send_named)
         finally:
             self._record(scope, status, time.perf_counter() - started)
 

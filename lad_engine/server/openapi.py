@@ -7,7 +7,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
+
+from .bodies import AdapterBody, ChatBody, CompletionBody, EditBody
 
 ERROR = {
     "type": "object",
@@ -24,6 +25,12 @@ ERROR = {
             },
         }
     },
+}
+BODIES = {
+    "/v1/chat/completions": ChatBody,
+    "/v1/completions": CompletionBody,
+    "/v1/edits": EditBody,
+    "/v1/adapters": AdapterBody,
 }
 REFUSALS = {
     "400": "A parameter is unknown or out of range; param names it.",
@@ -53,21 +60,19 @@ def describe(app: FastAPI) -> Callable[[], dict[str, Any]]:
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
-    routes = [route for route in app.routes if isinstance(route, APIRoute)]
-    bodies = {route.path: route.openapi_extra["body"] for route in routes if route.openapi_extra}
     out = get_openapi(title=app.title, version=app.version, routes=app.routes)
     schemas = out.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas["Error"] = ERROR
     for path, operations in out["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             operation["responses"].pop("422", None)
             answer = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
             for status, text in REFUSALS.items():
                 operation["responses"].setdefault(status, {"description": text, "content": answer})
-            if operation.pop("body", None) is not None:
-                kind = bodies[path]
+            if method == "post":
+                kind = BODIES[path]
                 schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas.update(schema.pop("$defs", {}))
                 schemas[kind.__name__] = schema

@@ -105,9 +105,7 @@ class Service:
         facts = engine.list_adapters()[adapter] if adapter is not None else engine.adapter_facts
         front = len(prompt_ids(prompt, engine.codec, facts or prompt_defaults(engine.facts, engine.codec)))
         if front >= body.context_window:
-            raise RequestError(
-                f"prompt: it is {front} tokens, expected less than context_window={body.context_window}. Widen it."
-            )
+            raise RequestError(f"prompt: it is {front} tokens, expected less than context_window={body.context_window}. Widen it.")
         return body.context_window - front
 
     def adapter_path(self, path: str) -> Path:

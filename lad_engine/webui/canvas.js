@@ -34,7 +34,7 @@ export class CanvasView {
       place.querySelector(".legend").append(item);
     }
     const hint = document.createElement("li");
-    hint.textContent = "darker shade: surer";
+    hint.textContent = "\u25a1 end of text \u00b7 darker shade: surer";
     place.querySelector(".legend").append(hint);
     this.slider.addEventListener("input", () => this.show(Number(this.slider.value)));
     this.back.addEventListener("click", () => this.show(this.shown - 1));

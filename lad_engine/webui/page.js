@@ -56,7 +56,7 @@ function control(setting) {
     if (setting.may_be_empty) field.placeholder = "none";
   }
   field.id = `set-${setting.name}`;
-  field.dataset.name = setting.name;
+  field.setAttribute("aria-description", setting.help);
   field.addEventListener("input", () => mark(setting, label, field));
   if (setting.kind === "bool") {
     label.className = "check";

@@ -1,0 +1,127 @@
+"""The official client, unmodified, sees what it expects of OpenAI's endpoints."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+openai = pytest.importorskip("openai", reason="needs the extra test")
+
+from live_server import HELLO, live_server, metric, wait_until  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with openai.OpenAI(base_url=f"{served.base_url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def test_chat_answers_with_usage_and_reason(client):
+    answer = client.chat.completions.create(model="first", messages=HELLO, max_tokens=8, seed=3, extra_body={"steps": 4})
+    assert answer.choices[0].message.role == "assistant" and answer.choices[0].finish_reason in ("stop", "length")
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.lad["adapter"] == "first" and answer.lad["adapter_version"] == 1 and answer.lad["seed"] == 3
+    again = client.chat.completions.create(model="first", messages=HELLO, max_tokens=8, seed=3, extra_body={"steps": 4})
+    assert again.choices[0].message.content == answer.choices[0].message.content
+
+
+def test_streamed_text_is_the_whole_answer(client):
+    asked = {"model": "second", "messages": HELLO, "max_tokens": 8, "extra_body": {"steps": 4}}
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    whole = client.chat.completions.create(**asked)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == whole.choices[0].finish_reason
+
+
+def test_steps_arrive_between_the_chunks(client):
+    options = {"steps": True}
+    stream = client.chat.completions.create(
+        model="first", messages=HELLO, max_tokens=6, stream=True, stream_options=options, extra_body={"steps": 5, "early_stop": False}
+    )
+    steps = [chunk.step for chunk in stream if getattr(chunk, "step", None)]
+    assert [step["step"] for step in steps] == [0, 1, 2, 3, 4] and steps[-1]["is_last"]
+    assert len(steps[0]["cells"]) == steps[0]["length"] == 6
+    assert all(0 <= cell[3] <= 1 for step in steps for cell in step["cells"])
+
+
+def test_completions_continue_a_text(client):
+    answer = client.completions.create(model="first", prompt="the user is", max_tokens=5, logprobs=0, extra_body={"steps": 3})
+    logprobs = answer.choices[0].logprobs
+    assert answer.object == "text_completion" and len(logprobs.tokens) == len(logprobs.token_logprobs) == answer.usage.completion_tokens
+
+
+def test_logprobs_are_logarithms_of_confidences(client):
+    answer = client.chat.completions.create(model="first", messages=HELLO, max_tokens=5, logprobs=True, extra_body={"steps": 3})
+    content = answer.choices[0].logprobs.content
+    assert content and all(-9999 <= token.logprob <= 0 and math.isfinite(token.logprob) for token in content)
+
+
+def test_models_are_the_base_and_each_adapter(client):
+    assert [model.id for model in client.models.list()][:3] == ["tiny-base", "first", "second"]
+    assert client.models.retrieve("second").id == "second"
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        client.models.retrieve("nobody")
+
+
+@pytest.mark.parametrize(
+    "asked,param,says",
+    [
+        ({"temperature": 101}, "temperature", "less than or equal to 100"),
+        ({"max_tokens": 100000}, "prompt", "expected at most 512"),
+        ({"extra_body": {"temprature": 1}}, "temprature", "Did you mean temperature"),
+        ({"extra_body": {"steps": 401}}, "steps", "expected at most 400"),
+        ({"extra_body": {"reveal": "origin"}}, "reveal", "decodes as lad"),
+        ({"extra_body": {"profile": "nope"}}, "profile", "expected one of"),
+        ({"n": 2}, "n", "less than or equal to 1"),
+        ({"tools": []}, "tools", "not a parameter"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "text"),
+        ({"stream_options": {"steps": True}}, "stream_options", "stream: true"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_by_name(client, asked, param, says):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="first", messages=HELLO, **asked)
+    assert refused.value.param == param and says in refused.value.message
+
+
+def test_an_unknown_model_is_not_found(client):
+    with pytest.raises(openai.NotFoundError, match="tiny-base, first, second"):
+        client.chat.completions.create(model="nobody", messages=HELLO)
+
+
+def test_closing_a_stream_cancels_the_request(client, served):
+    before = metric(served, "lad_requests_cancelled_total")
+    stream = client.chat.completions.create(
+        model="first",
+        messages=HELLO,
+        max_tokens=400,
+        stream=True,
+        stream_options={"steps": True},
+        extra_body={"steps": 400, "early_stop": False},
+    )
+    next(chunk for chunk in stream if getattr(chunk, "step", None))
+    stream.close()
+    wait_until(lambda: metric(served, "lad_requests_cancelled_total") == before + 1)
+    assert metric(served, "lad_requests_running") == 0
+
+
+def test_a_client_that_gives_up_waiting_cancels_its_request(client, served):
+    before = metric(served, "lad_requests_cancelled_total")
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.3).chat.completions.create(
+            model="first", messages=HELLO, max_tokens=400, extra_body={"steps": 400, "early_stop": False}
+        )
+    wait_until(lambda: metric(served, "lad_requests_cancelled_total") == before + 1)
+
+
+def test_a_key_is_asked_for(engine_of):
+    with live_server(engine_of(), api_keys=("0123456789abcdef",)) as http:
+        wrong = openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="0123456789abcdeF", max_retries=0)
+        with pytest.raises(openai.AuthenticationError, match="no valid API key"):
+            wrong.models.list()
+        right = openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="0123456789abcdef", max_retries=0)
+        assert len(list(right.models.list())) == 3
+        assert http.get("/health").status_code == 200 and http.get("/metrics").status_code == 401

@@ -1,0 +1,172 @@
+"""What the server refuses and how, edits, adapters by path, metrics that add up, and the pages' files."""
+
+from __future__ import annotations
+
+import threading
+
+import httpx
+import pytest
+from live_server import HELLO, data_of, live_server, metric, wait_until
+
+from lad_engine.backend import Limits
+from lad_engine.errors import ConfigError
+from lad_engine.server.settings import ServerSettings, read_keys
+
+CHAT = "/v1/chat/completions"
+LONG = {"messages": HELLO, "max_tokens": 400, "steps": 400, "early_stop": False}
+
+
+def error_of(response: httpx.Response, status: int) -> dict:
+    assert response.status_code == status, response.text
+    return response.json()["error"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b'{"messages": 5}', b"[" * 50000])
+def test_a_malformed_body_is_refused(served, body):
+    assert error_of(served.post(CHAT, content=body, headers={"content-type": "application/json"}), 400)["message"]
+
+
+def test_a_body_beyond_the_limit_is_refused_with_it(served):
+    big = {"messages": [{"role": "user", "content": "a" * 70000}]}
+    assert "at most 64 KiB" in error_of(served.post(CHAT, json=big), 413)["message"]
+    chunks = (b"a" * 10000 for _ in range(10))
+    assert "at most 64 KiB" in error_of(served.post(CHAT, content=chunks, headers={"content-type": "application/json"}), 413)["message"]
+
+
+def test_only_json_and_known_hosts_get_in(served):
+    assert error_of(served.post(CHAT, content=b"{}", headers={"content-type": "text/plain"}), 415)
+    assert error_of(served.get("/v1/models", headers={"host": "evil.example.com"}), 403)
+    assert served.get("/v1/models", headers={"host": "localhost:1"}).status_code == 200
+    preflight = served.options(CHAT, headers={"origin": "http://example.com", "access-control-request-method": "POST"})
+    assert "access-control-allow-origin" not in preflight.headers
+
+
+def test_a_context_window_holds_prompt_and_answer(served):
+    answer = served.post(CHAT, json={"messages": HELLO, "context_window": 40, "steps": 2}).json()
+    assert answer["usage"]["prompt_tokens"] + answer["lad"]["params"]["max_new_tokens"] == 40
+    assert error_of(served.post(CHAT, json={"messages": HELLO, "context_window": 4}), 400)["message"].startswith("prompt: it is")
+    both = error_of(served.post(CHAT, json={"messages": HELLO, "context_window": 40, "max_tokens": 4}), 400)
+    assert both["param"] == "context_window"
+
+
+def test_a_temperature_draws_from_all_tokens(served):
+    body = {"messages": HELLO, "max_tokens": 6, "steps": 2, "temperature": 2.0}
+    answers = [served.post(CHAT, json={**body, "seed": seed}).json() for seed in range(4)]
+    texts = {answer["choices"][0]["message"]["content"] for answer in answers}
+    assert len(texts) > 1
+    answer = served.post(CHAT, json={**body, "top_k": 1}).json()
+    assert "top_k" not in answer["lad"]["params"], "one candidate was asked for, which is the default"
+
+
+def test_an_edit_changes_its_spans_alone(served):
+    text = "the user is [[here]] in the same room"
+    body = {"text": text, "spans": [{"start": 4, "end": 8}, {"start": 33, "end": 37, "positions": 3}], "format": "raw", "steps": 3}
+    answer = served.post("/v1/edits", json=body).json()["choices"][0]["text"]
+    assert answer.startswith("the ") and " is [[here]] in the same" in answer
+    streamed = list(data_of(served.post("/v1/edits", json={**body, "stream": True}).iter_lines()))
+    assert "".join(chunk["choices"][0]["text"] for chunk in streamed if chunk["choices"]) == answer
+    for wrong in ({"spans": None}, {"spans": [{"start": 9, "end": 3}]}, {"infill": "a [[3]]"}, {"spans": [{"start": 0, "end": 99}]}):
+        assert error_of(served.post("/v1/edits", json={**body, **wrong}), 400)["param"] in ("spans", "text")
+
+
+def test_whole_canvases_hold_what_changes_add_up_to(served):
+    body = {"messages": HELLO, "max_tokens": 8, "steps": 6, "early_stop": False, "stream": True, "model": "first"}
+    frames = {}
+    for form in ("changes", "canvas"):
+        sent = data_of(served.post(CHAT, json={**body, "stream_options": {"steps": form}}).iter_lines())
+        cells: dict[int, list] = {}
+        frames[form] = []
+        for chunk in sent:
+            if "step" in chunk:
+                cells = {**cells, **{cell[0]: cell for cell in chunk["step"]["cells"]}}
+                frames[form].append(list(cells.values()))
+    assert len(frames["canvas"]) == 6 and frames["changes"] == frames["canvas"]
+
+
+def test_overload_says_when_to_ask_again(engine_of):
+    with live_server(engine_of(), Limits(max_running=1, max_queue=1)) as client:
+        with client.stream("POST", CHAT, json={**LONG, "stream": True, "stream_options": {"steps": True}}) as running:
+            chunks = data_of(running.iter_lines())
+            next(chunks)
+            wait_until(lambda: metric(client, "lad_requests_running") == 1)
+            waiting = threading.Thread(
+                target=lambda: httpx.post(f"{client.base_url}{CHAT}", json={"messages": HELLO, "steps": 1}, timeout=60)
+            )
+            waiting.start()
+            wait_until(lambda: metric(client, "lad_requests_waiting") == 1)
+            refused = client.post(CHAT, json={"messages": HELLO})
+            assert error_of(refused, 429)["code"] == "overloaded" and int(refused.headers["retry-after"]) >= 1
+        waiting.join(30)
+        assert metric(client, "lad_requests_refused_total") == 1
+
+
+def test_adapters_are_loaded_from_the_folder_alone(served, places, tmp_path):
+    (tmp_path / "outside.safetensors").write_bytes((places[1] / "third.safetensors").read_bytes())
+    (places[1] / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    for path in (
+        "../outside.safetensors",
+        str(tmp_path / "outside.safetensors"),
+        "link.safetensors",
+        ".",
+        "",
+        "a\0b",
+        "missing.safetensors",
+    ):
+        assert error_of(served.post("/v1/adapters", json={"name": "late", "path": path}), 400)["param"] == "path"
+    done = served.post("/v1/adapters", json={"name": "second", "path": "third.safetensors"}).json()
+    assert done == {"name": "second", "version": 2}
+    answer = served.post(CHAT, json={"model": "second", "messages": HELLO, "steps": 2}).json()
+    assert answer["lad"]["adapter_version"] == 2
+    assert served.post("/v1/adapters", json={"name": "second", "path": "second.safetensors"}).json()["version"] == 3
+    error_of(served.delete("/v1/adapters/nobody"), 404)
+
+
+def test_adapters_cannot_be_changed_without_a_folder(engine_of):
+    with live_server(engine_of()) as client:
+        error_of(client.post("/v1/adapters", json={"name": "x", "path": "y"}), 403)
+        error_of(client.delete("/v1/adapters/first"), 403)
+        error_of(client.get("/"), 404)
+
+
+def test_metrics_add_up(served):
+    for _ in range(3):
+        served.post(CHAT, json={"messages": HELLO, "steps": 2, "max_tokens": 4})
+    ends = ("finished", "failed", "cancelled", "expired")
+    ended = sum(metric(served, f"lad_requests_{end}_total") for end in ends)
+    now = metric(served, "lad_requests_waiting") + metric(served, "lad_requests_running")
+    assert metric(served, "lad_requests_submitted_total") == ended + now > 0
+    assert metric(served, "lad_tokens_per_pass_count") == metric(served, "lad_requests_finished_total")
+    assert served.get("/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+def test_every_response_names_its_request(served):
+    assert served.get("/health", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert served.get("/health", headers={"x-request-id": "two\twords"}).headers["x-request-id"] != "two\twords"
+    assert served.get("/ready").json() == {"status": "ready"}
+
+
+def test_the_pages_come_with_all_their_files(served):
+    for page in ("/", "/advanced"):
+        text = served.get(page).text
+        for file in ("/page/style.css", "/page/page.js"):
+            assert file in text and served.get(file).status_code == 200
+    facts = served.get("/page-facts").json()
+    assert facts["models"][:3] == ["tiny-base", "first", "second"]
+    assert {"noise_sharpness", "top_k", "permanent_unmask"} <= {setting["name"] for setting in facts["settings"]}
+    assert "reveal" not in {setting["name"] for setting in facts["settings"]}
+    assert "default-src 'self'" in served.get("/").headers["content-security-policy"]
+    error_of(served.get("/page/../settings.py"), 404)
+
+
+def test_other_machines_need_a_key_and_a_name(tmp_path):
+    with pytest.raises(ConfigError, match="no API key"):
+        ServerSettings(host="0.0.0.0")
+    with pytest.raises(ConfigError, match="no name is allowed"):
+        ServerSettings(host="0.0.0.0", is_open=True)
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\nshort\n")
+    with pytest.raises(ConfigError, match="key 1"):
+        read_keys(keys)
+    keys.write_text("\n")
+    with pytest.raises(ConfigError, match="holds none"):
+        read_keys(keys)
