@@ -25,6 +25,9 @@ namespace {
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 // Candidates of a row that is cut by mass alone, and how many times more where they do not reach it.
 constexpr int64_t FIRST_CANDIDATES = 256, MORE = 8;
+// Scores of a nucleus are told apart to a 64th of a nat, over 64 nats; what is less likely shares the last bucket.
+constexpr int BUCKETS = 4096;
+constexpr float BUCKETS_PER_NAT = 64.0f;
 
 int64_t padded(int64_t count) { return (count + PIECE - 1) / PIECE * PIECE; }
 
@@ -219,10 +222,85 @@ void TokenScan::draw_sorted(const T* logits, int64_t V, int64_t row, int64_t* to
     draw_row(row, order.data(), count, all_mass, token, confidence);
 }
 
+// A row cut by mass alone: masses by bucket of the score, so that only the buckets in which the cut and the draw fall are ordered.
+template <typename T>
+void TokenScan::draw_nucleus(const T* logits, int64_t V, int64_t row, int64_t* token, float* confidence) const {
+    alignas(64) float scratch[BLOCK], weights[BLOCK], tops[BLOCK / PIECE];
+    const float inverse = 1.0f / scale(row);
+    float top = NOTHING;
+    for (int64_t start = 0; start < V; start += BLOCK) {
+        const int64_t count = std::min(BLOCK, V - start), whole = padded(count);
+        LAD_AT_LEVEL(piece_tops)(block(logits + start, row, start, count, scratch), whole, tops);
+        top = std::max(top, *std::max_element(tops, tops + whole / PIECE));
+    }
+    std::vector<double> masses(BUCKETS, 0.0);
+    std::vector<uint16_t> home(static_cast<size_t>(V));
+    for (int64_t start = 0; start < V; start += BLOCK) {
+        const int64_t count = std::min(BLOCK, V - start);
+        const float* x = block(logits + start, row, start, count, scratch);
+        LAD_AT_LEVEL(block_weights)(x, padded(count), top, inverse, weights);
+        for (int64_t i = 0; i < count; ++i) {
+            // Monotone in the score, so that the order of buckets is the order of scores.
+            const float depth = (top - x[i]) * inverse * BUCKETS_PER_NAT;
+            const auto bucket = static_cast<uint16_t>(depth < BUCKETS - 1 ? depth : BUCKETS - 1);
+            home[static_cast<size_t>(start + i)] = bucket;
+            masses[bucket] += static_cast<double>(weights[i]);
+        }
+    }
+    const auto ordered = [&](size_t bucket) {
+        std::vector<Candidate> out;
+        for (int64_t start = 0; start < V; start += BLOCK) {
+            const int64_t count = std::min(BLOCK, V - start);
+            if (std::find(home.begin() + start, home.begin() + start + count, bucket) == home.begin() + start + count) continue;
+            const float* x = block(logits + start, row, start, count, scratch);
+            for (int64_t i = 0; i < count; ++i)
+                if (home[static_cast<size_t>(start + i)] == bucket) out.push_back({x[i], static_cast<int32_t>(start + i)});
+        }
+        std::sort(out.begin(), out.end(), is_before);
+        return out;
+    };
+    const auto weight = [&](const Candidate& c) { return static_cast<double>(LAD_AT_LEVEL(exponential_of)((c.score - top) * inverse)); };
+    double all_mass = 0;
+    for (double mass : masses) all_mass += mass;
+    const double allowed = static_cast<double>(rule_.top_p[row]) * all_mass;
+    size_t cut = 0;
+    double kept_mass = 0;
+    while (cut + 1 < masses.size() && kept_mass + masses[cut] <= allowed) kept_mass += masses[cut++];
+    std::vector<Candidate> last = ordered(cut);
+    size_t kept = 0;
+    for (; kept < last.size(); ++kept) {
+        const double after = kept_mass + weight(last[kept]);
+        const bool is_best = cut == 0 && kept == 0;
+        if (!is_best && !((rule_.drop_crossing[row] ? after : kept_mass) <= allowed)) break;
+        kept_mass = after;
+    }
+    last.resize(kept);
+    const double target = rule_.temperature[row] == 0 ? 0.0 : static_cast<double>(rule_.uniforms[row]) * kept_mass;
+    double before = 0;
+    size_t bucket = 0, filled = 0;
+    while (bucket < cut && (masses[bucket] == 0 || before + masses[bucket] <= target)) {
+        if (masses[bucket] > 0) filled = bucket;
+        before += masses[bucket++];
+    }
+    std::vector<Candidate> drawn = bucket < cut ? ordered(bucket) : last;
+    // A cut may leave nothing of its bucket: the draw then ends with the last one before it.
+    if (drawn.empty()) {
+        drawn = ordered(filled);
+        before = std::numeric_limits<double>::max();
+        std::swap(drawn.front(), drawn.back());
+    }
+    size_t rank = 0;
+    double cumulative = before + weight(drawn[0]);
+    while (cumulative <= target && rank + 1 < drawn.size()) cumulative += weight(drawn[++rank]);
+    *token = drawn[rank].id;
+    *confidence = static_cast<float>(weight(drawn[rank]) / (rule_.full_confidence[row] ? all_mass : kept_mass));
+}
+
 template <typename T>
 void TokenScan::choose(Rows<T> logits, int64_t V, bool samples_all, int threads, int64_t* token, float* confidence) {
     parallel_for(N_, threads, [&](int64_t row) {
         const bool in_order = samples_all && is_unfiltered(row) && rule_.temperature[row] != 0;
+        if (K_ == 0 && rule_.top_k[row] == 0 && rule_.top_p[row] < 1) return draw_nucleus(logits[row], V, row, token + row, confidence + row);
         if (K_ == 0 && !in_order) return draw_sorted(logits[row], V, row, token + row, confidence + row);
         scan_row(logits[row], row, 0, V, needs_mass(row) && !in_order);
         if (in_order) return draw_in_order(logits[row], V, row, token + row, confidence + row);

@@ -67,6 +67,8 @@ private:
     template <typename T>
     void draw_in_order(const T* logits, int64_t V, int64_t row, int64_t* token, float* confidence) const;
     template <typename T>
+    void draw_nucleus(const T* logits, int64_t V, int64_t row, int64_t* token, float* confidence) const;
+    template <typename T>
     void draw_sorted(const T* logits, int64_t V, int64_t row, int64_t* token, float* confidence) const;
 
     TokenRule rule_;
