@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = SentenceParser(
         prog="python -m lad_engine.train",
-        description="Train a LoRA adapter (or L2D's flow path) that turns an autoregressive checkpoint into a denoiser. Settings are also flags.",
+        description="Train a LoRA adapter, or L2D's flow path, on an autoregressive checkpoint. Settings of the file are also flags.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with the settings below")

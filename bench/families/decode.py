@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from bench.families.latent import latent_rows
 from bench.families.masked_row import masked_rows
 from bench.families.simplex_row import simplex_rows
 from bench.results import RESULTS, device_slug, make_result, store, write_result
@@ -21,7 +22,11 @@ COUNTED = (
     "model's layers and weights and does the rest as the public code does. Random weights: every position counts as a token."
 )
 # A family adds its own: options -> rows, each with "family", "loop", the times of "ours" and "transcription", and the figures of FIGURES.
-FAMILIES: dict[str, Callable[[argparse.Namespace], Iterator[dict]]] = {"masked": masked_rows, "simplex": simplex_rows}
+FAMILIES: dict[str, Callable[[argparse.Namespace], Iterator[dict]]] = {
+    "masked": masked_rows,
+    "simplex": simplex_rows,
+    "latent_ode": latent_rows,
+}
 FIGURES = ("nfe", "ms_per_step", "tokens_per_s", "head_rows_per_step", "peak_mib", "speedup")
 
 

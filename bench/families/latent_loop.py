@@ -26,8 +26,8 @@ class ReferenceLoop:
     def __init__(self, facts: ModelFacts, tensors: Mapping[str, Tensor], capacity: int) -> None:
         self.facts, self.latent, self.tensors = facts, LatentFacts.of(facts), tensors
         cos, sin = rope_tables(facts)
-        self.cos, self.sin = torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
         like = tensors["model.embed_tokens.weight"]
+        self.cos, self.sin = (torch.cat((table, table), -1).to(like.device) for table in (cos, sin))
         shape = (facts.layers, 1, facts.kv_heads, capacity, facts.head_width)
         self.keys, self.values, self.length = like.new_zeros(shape), like.new_zeros(shape), 0
         self.evaluations = 0
@@ -35,7 +35,7 @@ class ReferenceLoop:
     def read(self, ids: Sequence[int]) -> Tensor:
         """Run tokens through the main path; returns `[D]`, the last one's row before the final norm."""
         get, facts, start = self.tensors, self.facts, self.length
-        x = get["model.embed_tokens.weight"][torch.tensor(ids)][None]
+        x = get["model.embed_tokens.weight"][torch.tensor(ids, device=self.cos.device)][None]
         end = start + len(ids)
         for layer in range(facts.layers):
             prefix = f"model.layers.{layer}"
@@ -90,7 +90,7 @@ class ReferenceLoop:
 
     def _embedded(self, t: float, label: int | None) -> Tensor:
         half = self.latent.flow_width // 2
-        angles = t * torch.exp(-math.log(10000.0) * torch.arange(half) / half)
+        angles = t * torch.exp(-math.log(10000.0) * torch.arange(half, device=self.cos.device) / half)
         features = torch.cat((angles.cos(), angles.sin())).to(self.keys.dtype)
         out = self._two(features, "model.timestep_embedder.mlp")
         return out if label is None else out + self.tensors["model.data_label_embedder.weight"][label]
