@@ -83,8 +83,11 @@ def answer_task(condition: Condition, task: Task, examples: Sequence[Example]) -
         params.append(base.replace(max_new_tokens=length) if prompt.infill is None else base)
     rows = []
     for example, prompt, result in zip(examples, prompts, decode(condition, prompts, params), strict=True):
-        text = _gap_text(condition.engine, prompt, result) if prompt.infill is not None else result.text
-        rows.append({**facts_of(result), "text": text, **task.scored(example, text)})
+        row = {**facts_of(result), "text": result.text}
+        if prompt.infill is not None:
+            # The words around the gap were given, not made.
+            row["text"], row["tokens"] = _gap(condition.engine, prompt, result)
+        rows.append({**row, **task.scored(example, row["text"])})
     return rows
 
 
@@ -125,12 +128,12 @@ def _request(condition: Condition, task: Task, example: Example, base: SamplingP
     return prompt, WINDOW - front
 
 
-def _gap_text(engine: Engine, prompt: Prompt, result: GenerationResult) -> str:
-    """Return what was written into an infill's one gap."""
+def _gap(engine: Engine, prompt: Prompt, result: GenerationResult) -> tuple[str, int]:
+    """Return what was written into an infill's one gap, and its number of positions."""
     before, _, rest = (prompt.infill or "").partition("[[")
     size = int(rest.partition("]]")[0])
     start = len(engine.codec.encode(before))
-    return engine.codec.decode(result.token_ids[start : start + size]).strip()
+    return engine.codec.decode(result.token_ids[start : start + size]).strip(), size
 
 
 def _digest(path: Path) -> str:

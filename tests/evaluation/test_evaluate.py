@@ -92,6 +92,8 @@ def test_every_task_under_every_condition(evaluate, tmp_path: Path):
     one = of(result, "arc_easy", "tiny, adapter settings")
     assert one["settings"]["sampling"]["steps"] == 2 and one["settings"]["model"]["adapter"] == "tiny" and one["examples"] == 2
     assert of(result, "rocstories", "tiny")["metrics"]["rouge_1"]["interval"] == "bootstrap"
+    # Two steps for a gap of as many positions as the third sentence has tokens; the words around it are not counted.
+    assert of(result, "rocstories", "tiny")["metrics"]["tpf"]["value"] == len(" He got up.") / 2
     assert of(result, "humaneval", "greedy")["metrics"]["pass_at_1"]["value"] == 0.0
     assert of(result, "lambada", "exact")["metrics"]["target_perplexity"]["value"] > 1
     # the same length for everyone: what the reference has
