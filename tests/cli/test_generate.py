@@ -123,6 +123,8 @@ def test_every_sampling_field_and_alias_is_a_flag():
         "suppress_tokens": ((3, 5), "3,5"), "stop": (["x"], "x"), "noise_schedule": ("linear", "linear"), "remasking": ("none", "none"),
         "retention": ("locked", "locked"), "top_p_rule": ("drop_crossing", "drop_crossing"), "selection": ("random", "random"),
         "confidence": ("kept", "kept"), "eos_treatment": ("forbid", "forbid"), "reveal": ("entropy", "entropy"), "time_floor": (0.5, "0.5"),
+        "solver": ("rk4", "rk4"), "flow_estimate": ("average", "average"), "transition": ("ddim", "ddim"),
+        "reward_rule": ("reference", "reference"),
     }  # fmt: skip
     for field in dataclasses.fields(SamplingParams):
         flag = f"--{field.name.replace('_', '-')}"
