@@ -17,7 +17,7 @@ from lad_engine.denoisers.lad_state import LadState
 from lad_engine.errors import CaptureError
 from lad_engine.model.language_model import LanguageModel
 from lad_engine.model.precision import check_precision, quantise
-from lad_engine.ops import select_ops
+from lad_engine.ops import rows_stand_alone, select_ops
 from lad_engine.runtime.cuda_capture import CudaCapture
 from lad_engine.runtime.decode_loop import LoopLibrary, build_library
 from lad_engine.runtime.drivers import CapturedDecode
@@ -41,10 +41,10 @@ class Decoder:
         self.facts, self.dtype, self.device = facts, dtype, device
         self.precision = str(dtype).removeprefix("torch.") if precision == "auto" else precision
         self.ops = select_ops(ops, device, batch_invariant=batch_invariant)
-        check_precision(precision, torch.device(device), self.ops.chosen)
+        check_precision(precision, torch.device(device), self.ops.chosen, batch_invariant)
         self.transformer = random_model(facts, self.ops, dtype, device)
         quantise(self.transformer, precision)
-        self.model = LanguageModel(self.transformer, batch_invariant)
+        self.model = LanguageModel(self.transformer, batch_invariant, rows_stand_alone(self.ops, device))
         self.denoiser = LadDenoiser(self.model, self.ops)
         # Requests for a captured step are laid out on the host, by the host's ops.
         self._host_denoiser = LadDenoiser(self.model, select_ops("auto", "cpu"))

@@ -19,7 +19,6 @@ from bench.random_model import MASK_ID, MODELS, random_ids, step_flops, weight_b
 from bench.results import RESULTS, device_slug, make_result, store, write_result
 from bench.roofs import Roofs, measure_roofs
 from bench.timing import call_us, events_us, interleaved_us, release
-from lad_engine.errors import LadError
 
 COUNTED = (
     "Ours: embedding, layers, norm, head and token choice on the answer rows, state update; captured drivers by GPU events around a whole "
@@ -90,7 +89,7 @@ def _opponents(
 def _attempt(row: dict, name: str, run: Callable[[], dict]) -> None:
     try:
         row["times"][name] = run()
-    except (RuntimeError, LadError, ValueError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 - a kernel that does not compile raises classes of Triton's own, and the rest is to be timed
         row["refused"][name] = f"{type(error).__name__}: {error}"[:300]
 
 

@@ -136,6 +136,15 @@ def by_shape(op: Op, table: TileTable, fallback: Callable[..., Any]) -> Callable
     return run
 
 
+def by_model(op: Op, is_wanted: Callable[[Mapping[str, Any]], bool], wanted: Callable[..., Any], other: Callable[..., Any]) -> Any:
+    """Return a function with the op's contract that is `wanted` where the model of its shape fulfils `is_wanted`, and `other` elsewhere."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return (wanted if is_wanted(op.shape(*args, **kwargs)[0]) else other)(*args, **kwargs)
+
+    return run
+
+
 def check_names(where: str, config: Mapping[str, int], own: Mapping[str, int]) -> None:
     """Raise ValueError unless a measured tile names exactly what the kernel's own launch configuration does."""
     if set(config) != set(own):

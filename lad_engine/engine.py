@@ -32,7 +32,7 @@ from .model.language_model import LanguageModel
 from .model.likelihood import Likelihood, score_text
 from .model.precision import check_precision, quantise
 from .model.weights import Checkpoint, open_checkpoint
-from .ops import OpSet, select_ops
+from .ops import OpSet, rows_stand_alone, select_ops
 from .profiles import TUNED, laid_over, profile_beside, profile_names, profile_params
 from .requests import check_batch, lay_out_request, lay_out_scored
 from .runtime.memory import MemoryPlan
@@ -105,7 +105,7 @@ class Engine:
             adapter = None
         config = resolve_config(config or EngineConfig(), settings)
         ops = select_ops(config.ops, device=config.device, batch_invariant=bool(config.batch_invariant))
-        check_precision(config.precision, torch.device(config.device), ops.chosen)
+        check_precision(config.precision, torch.device(config.device), ops.chosen, bool(config.batch_invariant))
         # A path of the caller's is looked at before anything is downloaded.
         checkpoint = open_checkpoint(model, progress=progress) if model is not None else None
         if checkpoint is not None and checkpoint.facts.decoding != "lad" and adapter == DEFAULT_ADAPTER:
@@ -120,7 +120,7 @@ class Engine:
             adapt(transformer, loaded, config)
         quantise(transformer, config.precision)
         residents = ResidentAdapters(transformer, codec, adapters, config.any_base) if adapters else None
-        language_model = LanguageModel(transformer, bool(config.batch_invariant))
+        language_model = LanguageModel(transformer, bool(config.batch_invariant), rows_stand_alone(ops, config.device))
         return cls(language_model, codec, checkpoint, loaded, config, ops, (time.perf_counter() - started) * 1e3, residents)
 
     def load_adapter(self, name: str, path: str | Path) -> Resident | Replaced:
@@ -260,7 +260,7 @@ class Engine:
         exact = load_transformer(self._checkpoint, self.ops, self.config, None)
         if self._slot.adapter is not None:
             adapt(exact, self._slot.adapter, self.config)
-        pair = PairedModel(LanguageModel(exact, bool(self.config.batch_invariant)), self.model)
+        pair = PairedModel(LanguageModel(exact, self.model.batch_invariant, self.model.rows_stand_alone), self.model)
         denoiser, params, prompts = LadDenoiser(pair, self.ops), params or self.sampling(), list(prompts or SENTENCES)
         for start in range(0, len(prompts), batch_size):
             canvases, each = self._batch(prompts[start : start + batch_size], params)

@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import OpsError
 from .kernels.op import Op
-from .kernels.tile_table import TileTable, by_shape, table_for
+from .kernels.tile_table import TileTable, by_model, by_shape, table_for
 
 OP_NAMES = (
     "attention",
@@ -51,8 +51,19 @@ PREFERRED_FOR = {
     ("packed_attention", "cuda"): ("sdpa", "triton"),
     ("gate_up", "cuda"): ("cublas", "triton"),
 }
-# In batch_invariant mode: backends whose tiles and sums of a row depend on nothing else in the batch.
-INVARIANT_FOR = {(name, "cuda"): ("triton",) for name in ("lora_linear", "packed_attention", "gate_up")}
+# What a table does not know, by design and unmeasured: with lengths, as every captured step has them, the library needs a mask and loses
+# its fast kernels, while ours skips the keys beyond them. Without tensor cores, and for the widest heads, the library stays first.
+PREFERRED_BY_MODEL: dict[tuple[str, str], tuple[str, Callable[[Mapping[str, Any]], bool], str]] = {
+    ("packed_attention", "cuda"): (
+        "triton",
+        lambda model: model["lengths"] == "given" and model["dtype"] != "float32" and model["K"] <= 128,
+        "where lengths are given (not measured)",
+    ),
+}
+# In batch_invariant mode: backends whose tiles and sums of a row depend on nothing else in the batch (`Op.invariant`).
+INVARIANT_FOR = {(name, "cuda"): ("triton",) for name in ("lora_linear", "packed_attention", "gate_up", "lm_head", "weight_only_linear")}
+# What follows the batch in that mode too: a model that is to be invariant calls these for one sequence at a time, or not at all.
+FOLLOWS_BATCH = ("attention", "decode_attention", "few_row_linear", "quantised_linear")
 ENVIRONMENT_VARIABLE = "LAD_OPS"
 
 log = logging.getLogger(__name__)
@@ -133,8 +144,11 @@ def select_ops(
         wanted = by_name.get(name, base)
         if wanted == "auto":
             backend, function, reason = _best(op, device_type, stepped_down, batch_invariant)
+            if not batch_invariant:
+                backend, function, reason = _by_model(op, device_type, backend, function, reason)
             if table is not None and name in table.choices:
-                backend, function, reason = "by shape", _by_shape(op, table, function), f"measured on {table.gpu}, else {backend}"
+                rest = reason if backend == "by shape" else backend
+                backend, function, reason = "by shape", _by_shape(op, table, function), f"measured on {table.gpu}, else {rest}"
         elif wanted not in ("reference", *op.backends) and name not in by_name:
             backend, function, reason = "reference", op.reference, f"there is no {wanted}_kernel.py"
         else:
@@ -166,6 +180,23 @@ def _best(op: Op, device_type: str, stepped_down: dict[str, list[str]], batch_in
             reason = _cannot_import(backend, error)
             stepped_down.setdefault(reason, []).append(op.name)
     return "reference", op.reference, reason
+
+
+def _by_model(op: Op, device_type: str, backend: str, function: Callable[..., Any], reason: str) -> tuple[str, Callable[..., Any], str]:
+    """Return what "auto" computes an op with where the default depends on more than its name."""
+    wanted, is_wanted, where = PREFERRED_BY_MODEL.get((op.name, device_type), (backend, None, ""))
+    if is_wanted is None or wanted == backend:
+        return backend, function, reason
+    try:
+        return "by shape", by_model(op, is_wanted, op.implementation(wanted), function), f"{wanted} {where}, else {backend}"
+    except ImportError:
+        return backend, function, reason
+
+
+def rows_stand_alone(ops: OpSet, device: str) -> bool:
+    """Say whether a padded batch gives every row the bits it has alone: each op of INVARIANT_FOR is computed so on this device."""
+    wanted = {name: backends for (name, device_type), backends in INVARIANT_FOR.items() if device_type == str(device).partition(":")[0]}
+    return bool(wanted) and all(ops.chosen[name] in backends for name, backends in wanted.items())
 
 
 def _table_for(device: str) -> TileTable | None:

@@ -25,3 +25,18 @@ def cases(device: str, dtype: torch.dtype) -> list[dict]:
 def bytes_moved(x: torch.Tensor, weight: torch.Tensor, **_: object) -> int:
     """Read the weight once; x and the output are small beside it."""
     return (weight.numel() + x.numel() + x.shape[0] * weight.shape[0]) * x.element_size()
+
+
+def shape(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    norm: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    is_gated: bool = False,
+) -> tuple[dict, dict]:
+    """Return what a measured table knows a call by; with: what is done in the same launch as the product."""
+    parts = [name for name, is_there in (("norm", norm is not None), ("gate", is_gated)) if is_there]
+    dtype = str(x.dtype).removeprefix("torch.")
+    return {"D": weight.shape[1], "O": weight.shape[0], "with": " and ".join(parts) or "none", "dtype": dtype}, {"M": max(x.shape[0], 1)}

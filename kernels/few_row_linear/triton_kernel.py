@@ -8,6 +8,7 @@ later the launch overlaps the kernel before it: the first tile of the weight is 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 
 import torch
 import triton
@@ -17,6 +18,7 @@ from triton.language.extra import cuda
 
 from ..ahead_of_time import ARCHITECTURES, Compilation
 from ..device_math import loop_bound
+from ..tile_table import check_names
 from .reference import check
 
 # H100 and H200; other data-centre GPUs have 108 to 148.
@@ -35,6 +37,14 @@ def launch_config(M: int, outputs: int, D: int, element_bytes: int, is_gated: bo
     most = 4 if is_gated else 8
     block_o = min(most, 1 << (fair.bit_length() - 1))
     return {"BLOCK_O": block_o, "BLOCK_D": max(32, min(widest, triton.next_power_of_2(D))), "num_warps": 4}
+
+
+def candidates(M: int, O: int, D: int, element_bytes: int) -> list[dict[str, int]]:  # noqa: E741
+    """Configurations worth timing for a shape: the widths and blocks around the formula's, whose names do not say whether it is gated."""
+    own = launch_config(M, O, D, element_bytes, False)
+    blocks = {(block_o, block_d) for block_o in (1, 2, 4, 8) for block_d in (own["BLOCK_D"], max(32, own["BLOCK_D"] // 2))}
+    tiles = [{"BLOCK_O": block_o, "BLOCK_D": block_d, "num_warps": 4} for block_o, block_d in sorted(blocks)]
+    return [own, *(tile for tile in tiles if tile != own)]
 
 
 @triton.jit
@@ -146,6 +156,37 @@ def few_row_linear(
     is_gated: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Contract of the reference; from sm_90 on, the kernel launched just before this one must not write `weight`."""
+    return _launch(x, weight, bias, residual, norm, eps, is_gated, None)
+
+
+def configured(config: Mapping[str, int]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return `few_row_linear` with a measured tile in place of `launch_config`'s; ValueError where its names are not those."""
+    check_names("few_row_linear=triton", config, launch_config(1, 1, 64, 2, False))
+
+    def measured(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        norm: Tensor | None = None,
+        eps: float = 1e-5,
+        is_gated: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        return _launch(x, weight, bias, residual, norm, eps, is_gated, config)
+
+    return measured
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    norm: Tensor | None,
+    eps: float,
+    is_gated: bool,
+    measured: Mapping[str, int] | None,
+) -> tuple[Tensor, Tensor]:
     check(x, weight, bias, residual, norm, is_gated)
     M, D = x.shape
     outputs = weight.shape[0] // 2 if is_gated else weight.shape[0]
@@ -153,7 +194,7 @@ def few_row_linear(
     y = torch.empty(M, outputs, dtype=x.dtype, device=x.device)
     h = x if residual is None else torch.empty(M, D, dtype=x.dtype, device=x.device)
     if y.numel():
-        config = launch_config(M, outputs, D, x.element_size(), is_gated)
+        config = dict(measured or launch_config(M, outputs, D, x.element_size(), is_gated))
         if not x.is_cuda:
             # The interpreter pays per operation, not per element.
             config["BLOCK_O"] = 64

@@ -45,6 +45,13 @@ def bytes_moved(rows: torch.Tensor, weight: torch.Tensor, **_: object) -> int:
     return (rows.numel() + weight.numel()) * rows.element_size() + rows.shape[0] * 12
 
 
+def shape(rows: torch.Tensor, weight: torch.Tensor, *_: object, max_top_k: int, samples_all: bool, **__: object) -> tuple[dict, dict]:
+    """Return what a measured table knows a call by; keys: the candidates that are sorted, rounded up, or "whole" rows of logits."""
+    keys = "whole" if samples_all or not max_top_k else 1 << (max_top_k - 1).bit_length()
+    dtype = str(rows.dtype).removeprefix("torch.")
+    return {"D": weight.shape[1], "V": weight.shape[0], "keys": keys, "dtype": dtype}, {"rows": max(rows.shape[0], 1)}
+
+
 def _case(device: str, dtype: torch.dtype, N: int, V: int, D: int, **rule: object) -> dict:
     return {
         "rows": _integers(device, dtype, N, D),

@@ -7,6 +7,7 @@ merge is exact whatever the logits are; longer lists, and calls no list can answ
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 
 import torch
 import triton
@@ -16,8 +17,10 @@ from torch import Tensor
 from ..ahead_of_time import ARCHITECTURES, Compilation
 from ..choose_token.device import LAST_ID, NO_KEY, inverse_scale, key_of, score_of, weight_of
 from ..choose_token.device_scan import draw_from_keys, keep_largest, mass_after
-from ..choose_token.triton_kernel import pointers_and_strides
+from ..choose_token.triton_kernel import choose_token, pointers_and_strides
 from ..device_math import loop_bound
+from ..lora_linear.triton_kernel import lora_linear
+from ..tile_table import check_names
 from . import cublas_kernel
 from .reference import check
 
@@ -25,6 +28,14 @@ from .reference import check
 MAX_CANDIDATES = 8
 # In elements: the multiple on which a Triton launch specialises.
 ALIGNMENT = 16
+# Whole rows of logits that `invariant` holds at a time where no short list of keys answers.
+FULL_ROWS = cublas_kernel.FULL_ROWS
+TILES_WORTH_TIMING = (
+    (64, 128, 64, 1, 4, 4),
+    (64, 256, 64, 2, 8, 4),
+    (128, 128, 64, 1, 8, 4),
+    (128, 256, 64, 2, 8, 4),
+)
 
 
 def launch_config(element_bytes: int, is_aligned: bool, architecture: int) -> dict[str, int]:
@@ -43,6 +54,14 @@ def launch_config(element_bytes: int, is_aligned: bool, architecture: int) -> di
         # The accumulator comes back from tensor memory whole, whatever the pieces: the wider tile spills.
         return {"BLOCK_M": 128, "BLOCK_V": 128, "BLOCK_D": 64, "PIECES": 1, "num_warps": 8, "num_stages": 4}
     return {"BLOCK_M": 128, "BLOCK_V": 128, "BLOCK_D": 32, "PIECES": 1, "num_warps": 8, "num_stages": 3}
+
+
+def candidates(D: int, element_bytes: int, architecture: int) -> list[dict[str, int]]:
+    """Configurations worth timing for a shape; one that an architecture cannot hold fails at its launch."""
+    own = launch_config(element_bytes, D % ALIGNMENT == 0, architecture)
+    names = ("BLOCK_M", "BLOCK_V", "BLOCK_D", "PIECES", "num_warps", "num_stages")
+    tiles = [dict(zip(names, tile, strict=True)) for tile in TILES_WORTH_TIMING] if element_bytes == 2 else []
+    return [own, *(tile for tile in tiles if tile != own)]
 
 
 @triton.jit
@@ -172,9 +191,83 @@ def lm_head(
 
     max_top_k of 0 or above MAX_CANDIDATES, and samples_all, take the library's GEMM and its memory instead.
     """
-    if samples_all or not 0 < max_top_k <= MAX_CANDIDATES:
-        rule = (uniforms, temperature, top_k, top_p, drop_crossing, full_confidence, bias_ids, bias_values)
-        return cublas_kernel.lm_head(rows, weight, *rule, max_top_k=max_top_k, samples_all=samples_all)
+    rule = (uniforms, temperature, top_k, top_p, drop_crossing, full_confidence)
+    if not is_in_one_kernel(max_top_k, samples_all):
+        return cublas_kernel.lm_head(rows, weight, *rule, bias_ids, bias_values, max_top_k=max_top_k, samples_all=samples_all)
+    return _launch(rows, weight, rule, bias_ids, bias_values, max_top_k)
+
+
+def invariant(
+    rows: Tensor,
+    weight: Tensor,
+    uniforms: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    drop_crossing: Tensor,
+    full_confidence: Tensor,
+    bias_ids: Tensor,
+    bias_values: Tensor,
+    *,
+    max_top_k: int,
+    samples_all: bool,
+) -> tuple[Tensor, Tensor]:
+    """Contract of the reference; a row has the same bits whatever rows are beside it, also where whole rows of logits are needed."""
+    rule = (uniforms, temperature, top_k, top_p, drop_crossing, full_confidence)
+    if is_in_one_kernel(max_top_k, samples_all):
+        return _launch(rows, weight, rule, bias_ids, bias_values, max_top_k)
+    check(rows, weight, bias_ids, bias_values)
+    token = torch.empty(rows.shape[0], dtype=torch.int64, device=rows.device)
+    confidence = torch.empty(rows.shape[0], dtype=torch.float32, device=rows.device)
+    for first in range(0, rows.shape[0], FULL_ROWS):
+        part = slice(first, first + FULL_ROWS)
+        columns = (*(column[part] for column in rule), bias_ids, bias_values[part])
+        logits = lora_linear(rows[part], weight)
+        token[part], confidence[part] = choose_token(logits, *columns, max_top_k=max_top_k, samples_all=samples_all)
+    return token, confidence
+
+
+def configured(config: Mapping[str, int]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return `lm_head` with a measured tile in place of `launch_config`'s; ValueError where its names are not those."""
+    check_names("lm_head=triton", config, launch_config(2, True, 90))
+
+    def measured(
+        rows: Tensor,
+        weight: Tensor,
+        uniforms: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        drop_crossing: Tensor,
+        full_confidence: Tensor,
+        bias_ids: Tensor,
+        bias_values: Tensor,
+        *,
+        max_top_k: int,
+        samples_all: bool,
+    ) -> tuple[Tensor, Tensor]:
+        rule = (uniforms, temperature, top_k, top_p, drop_crossing, full_confidence)
+        if not is_in_one_kernel(max_top_k, samples_all):
+            return cublas_kernel.lm_head(rows, weight, *rule, bias_ids, bias_values, max_top_k=max_top_k, samples_all=samples_all)
+        return _launch(rows, weight, rule, bias_ids, bias_values, max_top_k, config)
+
+    return measured
+
+
+def is_in_one_kernel(max_top_k: int, samples_all: bool) -> bool:
+    """Whether a call is answered from the keys of its tiles, without logits in memory."""
+    return 0 < max_top_k <= MAX_CANDIDATES and not samples_all
+
+
+def _launch(
+    rows: Tensor,
+    weight: Tensor,
+    rule: tuple[Tensor, ...],
+    bias_ids: Tensor,
+    bias_values: Tensor,
+    max_top_k: int,
+    config: Mapping[str, int] | None = None,
+) -> tuple[Tensor, Tensor]:
     check(rows, weight, bias_ids, bias_values)
     N, D = rows.shape
     V = weight.shape[0]
@@ -183,23 +276,26 @@ def lm_head(
     confidence = torch.empty(N, dtype=torch.float32, device=rows.device)
     if not N:
         return token, confidence
-    # The interpreter pays per operation, not per element: it runs the tiles of 16-bit types.
-    is_aligned = not any(n % ALIGNMENT for n in (D, rows.stride(0), weight.stride(0)))
-    config = launch_config(rows.element_size() if rows.is_cuda else 2, is_aligned, _architecture(rows.device))
+    config = config or _own_config(rows, weight)
     K = triton.next_power_of_2(min(max_top_k, V))
     tiles = triton.cdiv(V, config["BLOCK_V"])
     pieces = tiles * config["PIECES"]
     keys = torch.empty(N, pieces, K, dtype=torch.int64, device=rows.device)
     masses = torch.empty(N, pieces, dtype=torch.float32, device=rows.device)
-    rule = (uniforms, temperature, top_k, top_p, drop_crossing, full_confidence)
     strides = tuple(column.stride(0) for column in rule)
     with torch.cuda.device_of(rows):
         _head_kernel[(triton.cdiv(N, config["BLOCK_M"]), tiles)](
-            rows, weight, temperature, bias_ids.contiguous(), bias_values, keys, masses,
+            rows, weight, rule[1], bias_ids.contiguous(), bias_values, keys, masses,
             rows.stride(0), weight.stride(0), strides[1], *bias_values.stride(), N, V, bias_ids.shape[0], pieces, D=D, K=K, **config,
         )  # fmt: skip
         _choose_kernel[(N,)](keys, masses, *rule, token, confidence, *strides, pieces, **choose_config(K))
     return token, confidence
+
+
+def _own_config(rows: Tensor, weight: Tensor) -> dict[str, int]:
+    is_aligned = not any(n % ALIGNMENT for n in (rows.shape[1], rows.stride(0), weight.stride(0)))
+    # The interpreter pays per operation, not per element: it runs the tiles of 16-bit types.
+    return launch_config(rows.element_size() if rows.is_cuda else 2, is_aligned, _architecture(rows.device))
 
 
 def choose_config(K: int) -> dict[str, int]:

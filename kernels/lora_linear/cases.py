@@ -50,3 +50,12 @@ def bytes_moved(
         a, b, _, index, _ = stack
         weights += (a[0].numel() + b[0].numel()) * min(a.shape[0], index.numel())
     return (x.numel() + weights + rows * weight.shape[0]) * x.element_size()
+
+
+def shape(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, paths: tuple = (), stack: tuple | None = None
+) -> tuple[dict, dict]:
+    """Return what a measured table knows a call by; adapters: what lies beside the weight, a stack by its rank."""
+    adapters = f"rank {stack[1].shape[2]} by sequence" if stack is not None else f"{len(paths)} for all" if paths else "none"
+    model = {"D": weight.shape[1], "W": weight.shape[0], "adapters": adapters, "dtype": str(x.dtype).removeprefix("torch.")}
+    return model, {"rows": max(x.numel() // x.shape[-1], 1)}

@@ -6,7 +6,7 @@ batch: this is the projection of `batch_invariant`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import triton
@@ -15,11 +15,20 @@ from torch import Tensor
 
 from ..ahead_of_time import ARCHITECTURES, Compilation
 from ..device_math import loop_bound
+from ..tile_table import check_names
 from .device import adapters_of, add_low_rank
 from .reference import LowRankPath, LowRankStack, check_stack, sorted_paths
 
 # From this output width on, 64 x 64 tiles would be more programs than a large GPU holds even for one short canvas.
 WIDE = 4096
+TILES_WORTH_TIMING = (
+    (64, 64, 64, 32, 4, 4),
+    (64, 128, 64, 32, 4, 4),
+    (128, 64, 64, 32, 4, 4),
+    (128, 128, 64, 32, 8, 3),
+    (128, 128, 64, 32, 8, 4),
+    (128, 256, 64, 32, 8, 3),
+)
 
 
 def launch_config(in_width: int, out_width: int, element_bytes: int) -> dict[str, int]:
@@ -30,6 +39,14 @@ def launch_config(in_width: int, out_width: int, element_bytes: int) -> dict[str
     if out_width >= WIDE:
         return {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "BLOCK_R": 32, "num_warps": 8, "num_stages": 3}
     return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_R": 32, "num_warps": 4, "num_stages": 4}
+
+
+def candidates(D: int, W: int, element_bytes: int) -> list[dict[str, int]]:
+    """Configurations worth timing for a shape; one that an architecture cannot hold fails at its launch."""
+    own = launch_config(D, W, element_bytes)
+    names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_R", "num_warps", "num_stages")
+    tiles = [dict(zip(names, tile, strict=True)) for tile in TILES_WORTH_TIMING] if element_bytes == 2 else []
+    return [own, *(tile for tile in tiles if tile != own)]
 
 
 def shrink_config(in_width: int, element_bytes: int) -> dict[str, int]:
@@ -130,6 +147,29 @@ def lora_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, paths: Sequence[LowRankPath] = (), stack: LowRankStack | None = None
 ) -> Tensor:
     """Contract of the reference, for inference: nothing here has a backward pass."""
+    return _launch(x, weight, bias, paths, stack, launch_config(weight.shape[1], weight.shape[0], _element_bytes(x)))
+
+
+def configured(config: Mapping[str, int]) -> Callable[..., Tensor]:
+    """Return `lora_linear` with a measured tile in place of `launch_config`'s; ValueError where its names are not those."""
+    check_names("lora_linear=triton", config, launch_config(64, 64, 2))
+
+    def measured(
+        x: Tensor, weight: Tensor, bias: Tensor | None = None, paths: Sequence[LowRankPath] = (), stack: LowRankStack | None = None
+    ) -> Tensor:
+        return _launch(x, weight, bias, paths, stack, config)
+
+    return measured
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    paths: Sequence[LowRankPath],
+    stack: LowRankStack | None,
+    config: Mapping[str, int],
+) -> Tensor:
     if stack is not None:
         check_stack(x, weight, paths, stack)
     rows, weight = _rows(x), weight if weight.stride(1) == 1 else weight.contiguous()
@@ -141,7 +181,6 @@ def lora_linear(
     if stack is not None:
         a, b, scales, index, parts = stack
         low = shrink(rows, a, scales, index)
-    config = launch_config(D, W, _element_bytes(x))
     with torch.cuda.device_of(x):
         _linear_kernel[(triton.cdiv(N, config["BLOCK_M"]), triton.cdiv(W, config["BLOCK_N"]))](
             rows, weight, bias, low, b, index, y, rows.stride(0), weight.stride(0), 0 if b is None else b.stride(0),

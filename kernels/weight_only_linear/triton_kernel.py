@@ -13,6 +13,7 @@ from .reference import check_weight
 
 # Programs that share rows of x follow each other, this many blocks of weights at a time, so that both stay in the L2 cache.
 GROUP = 8
+MANY = 1 << 20
 
 
 def launch_config(rows: int, K: int, element_bytes: int) -> dict[str, int]:
@@ -61,6 +62,16 @@ def _weight_only_linear_kernel(
 
 def weight_only_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """Contract of the reference."""
+    rows = x.numel() // max(x.shape[-1], 1)
+    return _launch(x, weight, weight_scale, bias, launch_config(rows, weight.shape[1], x.element_size()))
+
+
+def invariant(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Contract of the reference; a row has the same bits whatever rows are beside it."""
+    return _launch(x, weight, weight_scale, bias, launch_config(MANY, weight.shape[1], x.element_size()))
+
+
+def _launch(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, config: dict[str, int]) -> Tensor:
     check_weight(x, weight, weight_scale)
     N, K = weight.shape
     rows = x.reshape(-1, K)
@@ -68,7 +79,6 @@ def weight_only_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Te
     M = rows.shape[0]
     out = torch.empty(*x.shape[:-1], N, dtype=x.dtype, device=x.device)
     if out.numel():
-        config = launch_config(M, K, x.element_size())
         grid = (triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"]),)
         with torch.cuda.device_of(rows):
             _weight_only_linear_kernel[grid](

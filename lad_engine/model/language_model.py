@@ -15,11 +15,12 @@ class LanguageModel:
     """A transformer read as a denoiser (implements `contracts.Denoisable`).
 
     batch_invariant True forwards each sequence at its own length, so that its numbers do not depend on its batch-mates, and leaves
-    out those nobody reads; False forwards the padded batch at once, always whole, and ignores the padding in attention.
+    out those nobody reads; False forwards the padded batch at once, always whole, and ignores the padding in attention, and so does
+    True where rows_stand_alone: the ops then give every row of a padded batch the bits it has alone (`ops.rows_stand_alone`).
     """
 
-    def __init__(self, transformer: Transformer, batch_invariant: bool = True) -> None:
-        self.transformer, self.batch_invariant = transformer, batch_invariant
+    def __init__(self, transformer: Transformer, batch_invariant: bool = True, rows_stand_alone: bool = False) -> None:
+        self.transformer, self.batch_invariant, self.rows_stand_alone = transformer, batch_invariant, rows_stand_alone
 
     @property
     def head(self) -> Head:
@@ -50,7 +51,7 @@ class LanguageModel:
         if isinstance(lengths, Tensor):
             hidden = self.hidden(ids, lengths)
             return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
-        if not self.batch_invariant:
+        if not self.batch_invariant or self.rows_stand_alone:
             on_device = torch.tensor(lengths, device=ids.device)
             longest = max(lengths)
             same = min(lengths) == longest

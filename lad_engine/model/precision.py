@@ -70,7 +70,7 @@ class QuantisedProjection(Projection):
         return y
 
 
-def check_precision(precision: str, device: torch.device, chosen: Mapping[str, str]) -> None:
+def check_precision(precision: str, device: torch.device, chosen: Mapping[str, str], batch_invariant: bool = False) -> None:
     """Refuse a precision this device does not compute in, before anything is loaded.
 
     chosen: backend of each op; the reference of quantised_linear, asked for by name, computes fp8 anywhere (slowly, for agreement).
@@ -87,6 +87,11 @@ def check_precision(precision: str, device: torch.device, chosen: Mapping[str, s
                 "--ops quantised_linear=reference to see what fp8 answers."
             )
         return
+    if batch_invariant and precision == "fp8":
+        raise ConfigError(
+            "precision is fp8 with batch_invariant, expected int8 or auto: the library's fp8 products choose their tiles by the batch. "
+            "Leave --batch-invariant out."
+        )
     capability = torch.cuda.get_device_capability(device)
     if capability < least:
         raise ConfigError(

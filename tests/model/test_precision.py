@@ -132,6 +132,13 @@ def test_an_older_gpu_is_named(monkeypatch, capability, precision, words):
     check_precision("int8_weights", torch.device("cuda", 0), {"quantised_linear": "library"})
 
 
+def test_fp8_is_refused_where_a_row_must_not_follow_its_batch(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with pytest.raises(ConfigError, match="precision is fp8 with batch_invariant, expected int8 or auto"):
+        check_precision("fp8", torch.device("cuda", 0), {"quantised_linear": "library"}, batch_invariant=True)
+    check_precision("int8", torch.device("cuda", 0), {"quantised_linear": "library"}, batch_invariant=True)
+
+
 def test_a_quantised_decoder_takes_no_adapter_and_no_second_rounding(tmp_path):
     model = tiny_model(tmp_path, "llama")
     quantise(model, "int8")

@@ -13,6 +13,7 @@ from lad_engine.kernels.choose_token import triton_kernel as choice
 from lad_engine.kernels.choose_token.cases import rule_columns
 from lad_engine.kernels.lm_head import cublas_kernel, triton_kernel
 from lad_engine.kernels.lm_head.reference import lm_head as reference
+from lad_engine.ops import load_op
 
 BACKENDS = {"cublas": cublas_kernel, "triton": triton_kernel}
 
@@ -113,6 +114,28 @@ def test_a_row_has_the_same_bits_whatever_it_is_called_with(device):
     assert few[0].tolist() == reference(rows[some], weight, **tables)[0].tolist()
     # The tile takes no number of rows.
     assert "N" not in inspect.signature(triton_kernel.launch_config).parameters
+
+
+@pytest.mark.parametrize("rule", [{"max_top_k": 50, "top_k": 50}, {"max_top_k": 0, "top_k": 0, "top_p": 0.7}, {"max_top_k": 4, "top_k": 4}])
+def test_the_invariant_form_keeps_a_rows_bits_in_every_call(rule, device, monkeypatch):
+    monkeypatch.setattr(triton_kernel, "FULL_ROWS", 4)
+    case = inputs(6, 300, 64, device, temperature=0.8, **rule)
+    case["rows"] = torch.randn_like(case["rows"])
+    token, confidence = triton_kernel.invariant(**case)
+    assert token.tolist() == reference(**case)[0].tolist()
+    columns = [name for name, value in case.items() if isinstance(value, torch.Tensor) and name not in ("weight", "bias_ids")]
+    for row in range(6):
+        alone = triton_kernel.invariant(**{**case, **{name: case[name][row : row + 1] for name in columns}})
+        assert torch.equal(alone[0][0], token[row]) and torch.equal(alone[1][0], confidence[row])
+
+
+def test_a_measured_tile_chooses_the_same_tokens(device):
+    case = inputs(5, 300, 64, device, max_top_k=4, top_k=4, temperature=0.9)
+    for config in triton_kernel.candidates(64, 2, 90):
+        run = load_op("lm_head").configured("triton", config)
+        assert run(**case)[0].tolist() == reference(**case)[0].tolist()
+    with pytest.raises(ValueError, match="lm_head=triton: config names BLOCK_M, expected BLOCK_D"):
+        triton_kernel.configured({"BLOCK_M": 64})
 
 
 def test_a_chunk_covers_the_vocabulary_and_stays_in_the_cache():

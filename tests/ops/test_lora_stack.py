@@ -66,7 +66,7 @@ def test_a_gpu_gets_the_librarys_gemm_and_fixed_tiles_only_where_asked():
     assert invariant.chosen["lora_linear"] == "triton"
     assert invariant.why["lora_linear"] == "the same tiles whatever the batch"
     assert select_ops("lora_linear=cublas", "cuda", batch_invariant=True).chosen["lora_linear"] == "cublas"
-    assert select_ops("auto", "cpu", batch_invariant=True).chosen["lora_linear"] == "reference"
+    assert select_ops("auto", "cpu", batch_invariant=True).chosen["lora_linear"] in ("cpu", "reference")
 
 
 @pytest.mark.parametrize(

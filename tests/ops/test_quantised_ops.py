@@ -67,6 +67,16 @@ def test_int8_rows_have_the_same_bits_in_any_batch():
         assert torch.equal(alone[0], together[row])
 
 
+def test_weight_only_tiles_can_be_kept_from_following_the_batch(device):
+    kernel = pytest.importorskip("lad_engine.kernels.weight_only_linear.triton_kernel")
+    weight, scale = quantise_rows(torch.randn(40, 64, device=device), torch.int8)
+    x = torch.randn(70, 64, device=device)
+    together = kernel.invariant(x, weight, scale)
+    torch.testing.assert_close(together, kernel.weight_only_linear(x, weight, scale), rtol=1e-5, atol=1e-4)
+    for start, stop in ((0, 1), (33, 40)):
+        assert torch.equal(kernel.invariant(x[start:stop], weight, scale), together[start:stop])
+
+
 def test_half_precision_rows_do_not_overflow_before_the_scale():
     weight, weight_scale = quantise_rows(torch.ones(3, 512) * 1e-3, torch.int8)
     x = torch.full((2, 512), 30.0, dtype=torch.float16)

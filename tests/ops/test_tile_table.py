@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 
 import pytest
 import torch
 
+from bench.tune import tiles
 from lad_engine import ops
 from lad_engine.errors import OpsError
 from lad_engine.kernels.packed_attention import OP
 from lad_engine.kernels.packed_attention.cases import cases
-from lad_engine.kernels.tile_table import FOLDER, Choice, TileTable, by_shape, read_table, table_for, table_path, write_table
-from lad_engine.ops import INVARIANT_FOR, load_op, select_ops
+from lad_engine.kernels.tile_table import FOLDER, Choice, TileTable, by_model, by_shape, read_table, table_for, table_path, write_table
+from lad_engine.ops import INVARIANT_FOR, load_op, rows_stand_alone, select_ops
 
 MODEL = {"H": 32, "G": 8, "K": 64, "dtype": "bfloat16", "lengths": "none"}
 
@@ -140,8 +143,53 @@ def test_a_table_that_names_what_an_op_has_not_is_an_error_of_the_ops(monkeypatc
     assert select_ops("reference", "cuda").chosen["packed_attention"] == "reference"
 
 
+@pytest.mark.parametrize("name", ["few_row_linear", "gate_up", "lm_head", "lora_linear", "packed_attention"])
+def test_every_case_of_an_op_with_a_choice_can_be_tuned_and_put_in_a_table(name, tmp_path):
+    pytest.importorskip("triton")
+    op = load_op(name)
+    for case in op.cases("cpu", torch.float32):
+        (model, size), configs = op.shape(**case), tiles(name, "triton", case, 90)
+        assert configs[0] == {}
+        row = Choice(model, size, "triton", configs[-1], {"triton": 1.0})
+        path = write_table(TileTable("Sample GPU", {name: (row,)}), tmp_path)
+        assert callable(by_shape(op, read_table(path), op.reference))
+
+
 def test_without_a_table_a_gpu_keeps_the_library_where_nothing_is_measured():
     pytest.importorskip("triton")
     chosen = select_ops("auto", "cuda").chosen
     if table_for("cuda") is None:
-        assert (chosen["packed_attention"], chosen["gate_up"]) == ("sdpa", "cublas")
+        assert (chosen["packed_attention"], chosen["gate_up"]) == ("by shape", "cublas")
+        assert "triton where lengths are given (not measured), else sdpa" in select_ops("auto", "cuda").why["packed_attention"]
+
+
+def test_lengths_choose_our_attention_and_their_absence_the_library():
+    pytest.importorskip("triton")
+    backend, is_wanted, _ = ops.PREFERRED_BY_MODEL["packed_attention", "cuda"]
+    assert backend == "triton"
+    plain = next(case for case in cases("cpu", torch.bfloat16) if "lengths" not in case)
+    given = {**plain, "lengths": torch.tensor([1], dtype=torch.int64)}
+    run = by_model(OP, is_wanted, lambda **_: "ours", lambda **_: "the library's")
+    assert (run(**given), run(**plain)) == ("ours", "the library's")
+    # Without tensor cores ours has nothing to gain, and it takes no wider heads.
+    assert run(**{**given, "qkv": given["qkv"].float()}) == "the library's"
+    assert run(**{**given, "qkv": given["qkv"].new_zeros(1, 1, 3, 256)}) == "the library's"
+
+
+def test_in_batch_invariant_mode_every_op_is_fixed_or_row_by_row_or_named_as_neither(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.delenv("LAD_OPS", raising=False)
+    chosen = select_ops("auto", "cuda", batch_invariant=True)
+    fixed = {name for name, device in INVARIANT_FOR if device == "cuda"}
+    assert {name for name in fixed if getattr(chosen, name) is load_op(name).invariant("triton")} == fixed
+    # Their launch takes one row or one sequence per program, by a tile that no number of rows goes into.
+    alone = {"add_rmsnorm", "rotary", "swiglu", "modulated_norm", "quantise_rows", "rmsnorm_quantise", "swiglu_quantise", "choose_token"}
+    alone |= {"renoise", "gaussian_noise", "soft_embedding", "update", "structured_noise", "random"}
+    assert fixed | alone | set(ops.FOLLOWS_BATCH) == set(ops.OP_NAMES) and not fixed & alone
+    assert all(chosen.chosen[name] == "triton" for name in alone | fixed)
+    for name in sorted(alone):
+        kernel = importlib.import_module(f"lad_engine.kernels.{name}.triton_kernel")
+        parameters = set(inspect.signature(kernel.launch_config).parameters) if hasattr(kernel, "launch_config") else set()
+        assert not parameters & {"N", "B", "M", "rows", "batch"}, name
+    assert rows_stand_alone(chosen, "cuda:0") and not rows_stand_alone(select_ops("auto", "cpu", batch_invariant=True), "cpu")
+    assert not rows_stand_alone(select_ops("gate_up=cublas", "cuda", batch_invariant=True), "cuda")
