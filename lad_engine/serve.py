@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Load the engine, serve it, and return when everything is answered that was asked before the signal."""
     settings, limits, config = _settings(arguments), _limits(arguments), _config(arguments)
-    _log_json(arguments.log_level)
     adapter, adapters = _adapters(arguments.adapter or [DEFAULT_ADAPTER])
+    _log_json(arguments.log_level)
     with quiet_libraries(), LoadProgress(Console(file=sys.stderr)) as progress:
         engine = Engine.load(arguments.model, adapter=adapter, adapters=adapters or None, config=config, progress=progress.update)
     app = build_app(AsyncEngine(engine, limits), settings)

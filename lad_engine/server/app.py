@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from ..backend import AsyncEngine
+from ..backend import AsyncEngine, Finished
 from ..errors import LadError
 from .answers import CHAT, COMPLETION, EDIT, Shape, whole
 from .bodies import AdapterBody, Body, ChatBody, CompletionBody, EditBody, Message, Request, StreamOptions, refusal
@@ -24,9 +24,10 @@ from .gate import Gate
 from .metrics import CONTENT_TYPE, render
 from .openapi import describe
 from .pages import add_pages
-from .service import Service
+from .service import PARAMETERS, Asked, Service
 from .settings import ServerSettings
 from .stream import EventStream, until_gone
+from .structure import ROUNDS, Skeleton
 
 HttpRequest = starlette.requests.Request
 
@@ -94,6 +95,8 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         """Answer a conversation."""
         body = await _read(request, ChatBody)
         prompt = {"messages": tuple(_turn(message) for message in body.messages), "draft": body.draft, "infill": body.infill}
+        if body.response_format is not None and body.response_format.type == "json_schema":
+            return await _answer_json(request, service, body, prompt)
         return await _answer(request, service, CHAT, body, prompt, bool(body.logprobs))
 
     @app.post("/v1/completions")
@@ -161,11 +164,18 @@ async def _answer(
             400, "stream_options is given without stream, expected stream: true. Set it or leave the options out.", param="stream_options"
         )
     wants = ("steps" if options.steps else "text") if body.stream else "result"
-    client = f"{state['client']} {body.user or ''}"
-    asked = service.submit(body, prompt, wants, client, state["request_id"])
-    state["fields"].update(model=asked.model, prompt_tokens=asked.handle.prompt_tokens)
+    asked = service.submit(body, prompt, wants, _client(request, body), _id(request))
     if body.stream:
+        state["fields"].update(model=asked.model, prompt_tokens=asked.handle.prompt_tokens)
         return EventStream(shape, asked, service, options, wants_logprobs)
+    done = await _result(request, service, asked)
+    return JSONResponse(whole(shape, asked, done, service.backend.engine, wants_logprobs))
+
+
+async def _result(request: HttpRequest, service: Service, asked: Asked) -> Finished:
+    """Wait for the end of a request, and cancel it when its client leaves."""
+    state = request.scope["state"]
+    state["fields"].update(model=asked.model, prompt_tokens=asked.handle.prompt_tokens)
     gone = asyncio.create_task(until_gone(request.receive))
     result = asyncio.create_task(asked.handle.result())
     try:
@@ -185,7 +195,46 @@ async def _answer(
                 await task
     service.finished(done)
     state["fields"].update(nfe=done.result.nfe, steps=done.result.steps, adapter=done.result.adapter)
-    return JSONResponse(whole(shape, asked, done, service.backend.engine, wants_logprobs))
+    return done
+
+
+async def _answer_json(request: HttpRequest, service: Service, body: ChatBody, prompt: Mapping[str, Any]) -> Response:
+    """Answer with JSON of the request's schema, in rounds; 422 where values do not hold after the last."""
+    for name in ("stream", "draft", "infill", "logprobs"):
+        if getattr(body, name):
+            raise Failure(400, f"{name} is given beside a JSON schema, expected one of them. Leave one out.", param=name)
+    if body.response_format.json_schema is None:
+        raise Failure(400, "response_format.json_schema is missing, expected it with type json_schema. Give it.", param="response_format")
+    engine, adapter = service.backend.engine, service.adapter_of(body.model)
+    try:
+        params = service.params(body, adapter)
+    except LadError as error:
+        raise failure_of(error, PARAMETERS) from error
+    skeleton, nfe = Skeleton(body.response_format.json_schema.schema_), 0
+    sizes = skeleton.sizes(engine.codec, params.max_new_tokens)
+    for number in range(ROUNDS):
+        asked = service.submit(
+            body, {**prompt, "infill": skeleton.infill(sizes)}, "result", _client(request, body), _id(request, number), number
+        )
+        done = await _result(request, service, asked)
+        nfe += done.result.nfe
+        skeleton.read(done.result.text)
+        if not skeleton.open:
+            answer = whole(CHAT, asked, done, engine, wants_logprobs=False)
+            answer["choices"][0] = CHAT.choice(skeleton.document(), "stop", None)
+            answer["lad"].update(nfe=nfe, rounds=number + 1)
+            return JSONResponse(answer)
+    places = ", ".join(value.place for value in skeleton.open)
+    message = f"response_format: after {ROUNDS} rounds ({nfe} passes) no value of the schema stands at {places}. Give more steps or tokens."
+    raise Failure(422, message, "server_error", "response_format", "format_not_met")
+
+
+def _client(request: HttpRequest, body: Request) -> str:
+    return f"{request.scope['state']['client']} {body.user or ''}"
+
+
+def _id(request: HttpRequest, number: int = 0) -> str:
+    return request.scope["state"]["request_id"] + (f"-{number}" if number else "")
 
 
 def _turn(message: Message) -> dict[str, str]:

@@ -60,10 +60,20 @@ class StreamOptions(Body):
     steps: bool | Literal["changes", "canvas"] = False
 
 
-class TextFormat(Body):
-    """OpenAI's response_format; text is the only one that is served."""
+class NamedSchema(Body):
+    """A JSON schema by OpenAI's rules; which keywords are read is in `structure.KEYWORDS`. strict or not, the answer holds to it."""
 
-    type: Literal["text"]
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class AnswerFormat(Body):
+    """OpenAI's response_format: text, or JSON of a schema."""
+
+    type: Literal["text", "json_schema"]
+    json_schema: NamedSchema | None = None
 
 
 class Request(Sampling):  # type: ignore[misc, valid-type]
@@ -104,7 +114,7 @@ class ChatBody(Request):
     infill: str | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
-    response_format: TextFormat | None = None
+    response_format: AnswerFormat | None = None
 
 
 class CompletionBody(Request):

@@ -20,6 +20,8 @@ from .failures import Failure, failure_of
 from .metrics import Counts
 from .settings import ServerSettings
 
+# How a value that did not hold is drawn again.
+REDRAWN_TEMPERATURE, REDRAWN_TOP_K = 0.7, 20
 PARAMETERS = (*SAMPLING_NAMES, "context_window", "messages", "prompt", "draft", "infill", "format", "model", "text", "spans", "instruction")
 
 
@@ -83,19 +85,27 @@ class Service:
             raise Failure(400, message, param=_as_asked("steps", body))
         return params
 
-    def submit(self, body: Request, prompt: Mapping[str, Any], wants: str, client: str, request_id: str) -> Asked:
-        """Queue a request; every way in which it can be wrong is raised as a Failure."""
+    def submit(self, body: Request, prompt: Mapping[str, Any], wants: str, client: str, request_id: str, again: int = 0) -> Asked:
+        """Queue a request, `again` times after its first try; every way in which it can be wrong is raised as a Failure."""
         if self.is_draining:
             raise failure_of(ClosedError("server: it is shutting down, expected a running one. Ask again."))
         adapter = self.adapter_of(body.model)
         try:
             params, asked = self.params(body, adapter), Prompt(**prompt)
+            if again:
+                params = self._redrawn(params, again)
             if body.context_window is not None:
                 params = params.replace(max_new_tokens=self._room(body, asked, adapter))
             handle = self.backend.submit(asked, params, adapter=adapter, wants=wants, client=client, request_id=request_id)
         except LadError as error:
             raise failure_of(error, PARAMETERS) from error
         return Asked(handle, body.model or self.own_name, params, int(time.time()))
+
+    def _redrawn(self, params: SamplingParams, again: int) -> SamplingParams:
+        """Return parameters that give another answer than the tries before: another seed, and tokens that are drawn."""
+        drawn = {"temperature": max(params.temperature, REDRAWN_TEMPERATURE), "top_k": REDRAWN_TOP_K if params.top_k == 1 else params.top_k}
+        reads = READS[self.backend.engine.family]
+        return params.replace(seed=(params.seed + again) % 2**63, **{name: value for name, value in drawn.items() if name in reads})
 
     def _room(self, body: Request, prompt: Prompt, adapter: str | None) -> int:
         """Return the answer positions that a context window leaves beside the prompt."""
