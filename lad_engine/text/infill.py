@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from ..errors import RequestError
 
-_GAP = re.compile(r"\\\[\[|\[\[(?P<body>.*?)\]\]|\[\[", re.DOTALL)
+# In [[[8]] the first bracket is text.
+_GAP = re.compile(r"\\\[\[|\[\[(?!\[)(?P<body>.*?)\]\]|\[\[(?!\[)", re.DOTALL)
 _BODY = re.compile(r"\s*(?P<size>\d*)\s*(?::(?P<draft>.*))?", re.DOTALL)
 
 

@@ -69,6 +69,12 @@ def test_an_edit_changes_its_spans_alone(served):
         assert error_of(served.post("/v1/edits", json={**body, **wrong}), 400)["param"] in ("spans", "text")
 
 
+def test_a_span_may_stand_in_brackets(served):
+    body = {"text": "in a [room] there", "spans": [{"start": 6, "end": 10}], "format": "raw", "steps": 3}
+    answer = served.post("/v1/edits", json=body).json()["choices"][0]["text"]
+    assert answer.startswith("in a [") and answer.endswith("] there")
+
+
 def test_whole_canvases_hold_what_changes_add_up_to(served):
     body = {"messages": HELLO, "max_tokens": 8, "steps": 6, "early_stop": False, "stream": True, "model": "first"}
     frames = {}
