@@ -45,6 +45,7 @@ export class CanvasView {
   clear() {
     this.frames = [];
     this.shown = -1;
+    this.tail = "";
     for (const place of [this.error, this.canvas, this.numbers, this.plot, this.answer, this.plotNote]) place.replaceChildren();
     this.slider.max = 0;
     this.where.textContent = "no steps yet";
@@ -75,7 +76,7 @@ export class CanvasView {
     this.canvas.setAttribute("aria-label", `Step ${frame.step + 1}: ${plain(frame.cells)}`);
     this.slider.value = index;
     this.where.textContent = `step ${frame.step + 1} of ${frame.steps}`;
-    this.numbers.textContent = `confidence ${frame.mean_confidence.toFixed(2)} \u00b7 ${frame.changed} changed \u00b7 ${frame.masked} masked \u00b7 ${(frame.elapsed_ms / 1000).toFixed(2)} s`;
+    this.numbers.textContent = `confidence ${frame.mean_confidence.toFixed(2)} \u00b7 ${frame.changed} changed \u00b7 ${frame.masked} masked \u00b7 ${(frame.elapsed_ms / 1000).toFixed(2)} s${this.tail}`;
     const line = this.plot.querySelector(".now");
     if (line) for (const end of ["x1", "x2"]) line.setAttribute(end, this._x(index));
     this._enable();
@@ -85,12 +86,13 @@ export class CanvasView {
     this.answer.textContent = text || "(the answer is empty)";
     const seconds = (facts.run_ms / 1000).toFixed(2);
     const early = facts.stopped_early ? ", settled early" : "";
-    const tail = ` \u00b7 total: ${seconds} s, NFE ${facts.nfe}, ${facts.tpf.toFixed(2)} tokens per pass${early}, seed ${facts.seed}, profile ${facts.profile}`;
-    this.numbers.textContent += tail;
+    this.tail = ` \u00b7 total: ${seconds} s, NFE ${facts.nfe}, ${facts.tpf.toFixed(2)} tokens per pass${early}, seed ${facts.seed}, profile ${facts.profile}`;
+    this.numbers.textContent += this.tail;
   }
 
   stopped() {
-    this.numbers.textContent += " \u00b7 stopped";
+    this.tail = " \u00b7 stopped";
+    this.numbers.textContent += this.tail;
   }
 
   _x(index) {
