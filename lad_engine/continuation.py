@@ -40,10 +40,15 @@ class Continuation:
 
     driver: "eager", "replay" or "loop". A batch with stop words steps eagerly: they are looked for in the text after every token.
     Raises:
+        ConfigError: the checkpoint was trained to look both ways.
         CaptureError: the loop driver was asked for by name and cannot be built.
     """
 
     def __init__(self, transformer: Transformer, ops: Any, config: EngineConfig, facts: ModelFacts) -> None:
+        if facts.decoding in BIDIRECTIONAL:
+            raise ConfigError(
+                f"autoregressive: this checkpoint decodes as {facts.decoding}, expected a causal base. Leave --autoregressive out."
+            )
         self._transformer, self._config, self._facts = transformer, config, facts
         self.decoder = AutoregressiveDecoder(CausalModel(transformer, bool(config.batch_invariant)), ops)
         self.driver, backend = choose_driver(config)

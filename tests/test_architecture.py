@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "adapters": SHARED | {"model"},
     "training": SHARED | {"families", "model", "adapters", "schedules", "text", "ops", "kernels"},
     "placement": {"errors"},
-    "continuation": SHARED | {"denoisers", "runtime", "text"},
+    "continuation": SHARED | {"decoding", "denoisers", "model", "runtime", "text"},
     "decoding": SHARED | {"denoisers", "model", "ops", "runtime"},
     "loading": SHARED | {"adapters", "model", "ops", "placement", "text"},
     "engine": SHARED | ROOMS | {"continuation", "decoding", "families", "loading", "requests"},

@@ -33,11 +33,11 @@ def choose_token(
     rule = (uniforms, temperature, top_k, top_p, drop_crossing, full_confidence)
     token, confidence = torch.empty(N, dtype=torch.int64), torch.empty(N)
     if N:
-        scan = TokenScan("choose_token", *rule, bias_ids.contiguous(), with_rows(bias_values), V, candidates(max_top_k, V))
+        scan = TokenScan("choose_token", *rule, bias_ids.contiguous(), with_rows(bias_values), V, kept_candidates(max_top_k, V))
         scan.choose(with_rows(logits), samples_all, torch.get_num_threads(), token, confidence)
     return token, confidence
 
 
-def candidates(max_top_k: int, V: int) -> int:
+def kept_candidates(max_top_k: int, V: int) -> int:
     """Return how many candidates a scan keeps, 0 where each row is ordered as far as its filters need."""
     return min(max_top_k, V) if max_top_k <= MAX_CANDIDATES else 0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..._cpu import SCAN_BLOCK, TokenScan
-from ..choose_token.cpu_kernel import candidates, choose_token
+from ..choose_token.cpu_kernel import choose_token, kept_candidates
 from ..device_cpu import convert, linear, multiplies_bfloat16, with_rows
 from .reference import check
 
@@ -41,7 +41,7 @@ def lm_head(
     check(rows, weight, bias_ids, bias_values)
     N, V = rows.shape[0], weight.shape[0]
     rule = (uniforms, temperature, top_k, top_p, drop_crossing, full_confidence)
-    kept = candidates(max_top_k, V)
+    kept = kept_candidates(max_top_k, V)
     token, confidence = torch.empty(N, dtype=torch.int64), torch.empty(N)
     if samples_all or kept == 0:
         for first in range(0, N, FULL_ROWS):

@@ -81,6 +81,8 @@ def _update_kernel(
     answer = tl.load(answer_ptr + first_at + offs_r, mask=mask_r, other=0).to(tl.int32)
     retained = tl.load(retained_ptr + first_at + offs_r, mask=mask_r, other=0).to(tl.int1)
     is_writable = is_open & ~((answer != mask_id) & transfers) & ~(retained & tl.load(locks_ptr + row).to(tl.int1))
+    # The interpreter of Triton 3.9 holds what a scalar flag was spread over as int8, and no mask may be that.
+    is_writable = is_writable != 0
     token = tl.load(token_ptr + row * stride_token_row + offs_r * stride_token, mask=is_writable, other=0).to(tl.int32)
     predicted = tl.where(is_writable, token, answer)
     new_confidence = tl.load(new_confidence_ptr + row * stride_new_row + offs_r * stride_new, mask=is_writable, other=0.0)

@@ -13,7 +13,7 @@ cpu = pytest.importorskip("lad_engine._cpu", reason="the C++ extension is not bu
 LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2}
 NAMES = [name for name in OP_NAMES if "cpu" in load_op(name).backends]
 # Their products are the library's, which promises the same bits for no two numbers of threads.
-WITH_PRODUCTS = {"lm_head", "packed_attention", "gate_up", "lora_linear"}
+WITH_PRODUCTS = {"lm_head", "packed_attention", "gate_up", "lora_linear", "soft_embedding"}
 # test_parity.py compares these at the best level, and the test of equal bits below gives the others.
 SLOW_REFERENCES = {*WITH_PRODUCTS, "quantised_linear"}
 
