@@ -1,4 +1,4 @@
-"""python -m lad_engine.convert: legacy .pth files, PEFT folders and single adapter files into one another, nothing executed."""
+"""python -m lad_engine.convert: legacy .pth files, PEFT folders, adapter files and pickled models into safe forms, nothing executed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .adapters.legacy_archive import LegacyArchive
 from .adapters.low_rank import Adapter
 from .adapters.peft_config import CONFIG_NAME
 from .adapters.peft_folder import PICKLE_NAME, WEIGHTS_NAME
+from .adapters.pickled_model import holds_pickled_model, write_unpickled_model
 from .adapters.reader import PICKLE_ENDINGS, read_adapter
 from .adapters.single_file import DTYPES, save_single_file
 from .adapters.write_peft import write_peft_folder
@@ -54,14 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def convert(options: argparse.Namespace) -> str:
     """Convert `options.source` to `options.target` and return one line that says what was written."""
     source, target = Path(options.source).expanduser(), Path(options.target).expanduser()
-    form = options.to or ("single" if target.suffix == ".safetensors" else "peft")
+    is_model = holds_pickled_model(source)
+    form = options.to or ("full" if is_model else "single" if target.suffix == ".safetensors" else "peft")
     if target.exists() and not options.overwrite:
         raise AdapterError(f"{target}: exists already, expected a new name. Choose another one or add --overwrite.")
     if target.exists() and source.exists() and target.samefile(source):
         raise AdapterError(f"{target}: is the file to convert itself, expected another name.")
+    if is_model:
+        return _model(source, target, form, options)
     if not (source.is_file() and source.suffix in PICKLE_ENDINGS):
         if form == "full":
-            raise AdapterError(f"{source}: holds no base weights, expected a legacy .pth file for --to full. Use --to single or --to peft.")
+            raise AdapterError(
+                f"{source}: holds no base weights, expected a legacy .pth file or a folder with pytorch_model.bin for --to full. "
+                "Use --to single or --to peft."
+            )
         return _write(_with_facts(_read(source, options.source), options), target, form, options.dtype)
     with LegacyArchive(source) as archive:
         state = read_state(archive)
@@ -70,6 +77,16 @@ def convert(options: argparse.Namespace) -> str:
             return _write(adapter, target, form, options.dtype)
         write_full_folder(target, archive, state, adapter, Path(options.tokenizer) if options.tokenizer else None, options.dtype)
     return f"{target}: base model of {source.name}, with its adapter in adapter.safetensors"
+
+
+def _model(source: Path, target: Path, form: str, options: argparse.Namespace) -> str:
+    given = [f"--{option.replace('_', '-')}" for option, _ in FACTS if getattr(options, option) is not None]
+    given += [flag for flag, is_given in (("--next-position", options.next_position), ("--base", options.base)) if is_given]
+    if form != "full" or given:
+        what = ", ".join(given) if given else f"--to {form}"
+        raise AdapterError(f"{source}: is a whole model, which {what} says nothing about, expected an adapter for it. Leave it out.")
+    facts = write_unpickled_model(target, source, Path(options.tokenizer) if options.tokenizer else None)
+    return f"{target}: {facts.family} model that decodes as {facts.decoding}, its weights in safetensors as they were stored"
 
 
 def _read(source: Path, given: str) -> Adapter:
@@ -101,10 +118,16 @@ def _write(adapter: Adapter, target: Path, form: str, dtype: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = SentenceParser(prog="python -m lad_engine.convert", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "source", metavar="IN", help="a legacy .pth file, a PEFT folder (also with adapter_model.bin), an adapter file, or a hub id"
+        "source",
+        metavar="IN",
+        help="a legacy .pth file, a PEFT folder (also with adapter_model.bin), an adapter file, a hub id, a folder with pytorch_model.bin",
     )
     parser.add_argument("target", metavar="OUT", help="file or folder to write; it appears whole or not at all")
-    parser.add_argument("--to", choices=FORMS, help="one adapter file, a PEFT folder, or the base inside a .pth (default: by OUT's ending)")
+    parser.add_argument(
+        "--to",
+        choices=FORMS,
+        help="one adapter file, a PEFT folder, or a whole model (default: by IN and OUT's ending)",
+    )
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16", help="how low-rank weights are stored (default: bfloat16)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--base", help="base model (folder or hub id) whose name and fingerprint are recorded")

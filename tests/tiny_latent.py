@@ -1,12 +1,14 @@
 """A tiny random L2D checkpoint in the reference's key layout, beside the tiny bases of `tiny_checkpoint`.
 
-`make_tiny_latent(folder)` writes config.json, tokenizer and model.safetensors; `python tests/tiny_latent.py FOLDER` does so from a shell.
+`make_tiny_latent(folder)` writes config.json, tokenizer and model.safetensors; `python tests/tiny_latent.py FOLDER` does so from a shell,
+and `python tests/tiny_latent.py FOLDER --pickle` writes pytorch_model.bin instead, as the reference saves its models.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,5 +61,23 @@ def make_tiny_latent(
     return folder
 
 
+def as_pickle(folder: Path, shards: int = 1) -> Path:
+    """Replace the weights of a folder by pytorch_model.bin, or by shards and their index; with the copies that an adapted layer exposes."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "flow_" in name and name.endswith(".A")]:
+        layer, _, linear = name.removesuffix(".A").rpartition("flow_")
+        tensors[f"{layer}flow_{linear}.wrapped_layer.weight"] = tensors[f"{layer}{linear}.weight"]
+    (folder / "model.safetensors").unlink()
+    if shards == 1:
+        torch.save(OrderedDict(tensors), folder / "pytorch_model.bin")
+        return folder
+    homes = {name: f"pytorch_model-{index % shards + 1:05d}-of-{shards:05d}.bin" for index, name in enumerate(tensors)}
+    for file in sorted(set(homes.values())):
+        torch.save(OrderedDict((name, tensors[name]) for name, home in homes.items() if home == file), folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": homes}))
+    return folder
+
+
 if __name__ == "__main__":
-    print(make_tiny_latent(Path(sys.argv[1])))
+    made = make_tiny_latent(Path(sys.argv[1]))
+    print(as_pickle(made) if "--pickle" in sys.argv else made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +14,10 @@ from .inert_pickle import Record
 from .legacy import LegacyState, base_tensors
 from .legacy_archive import LegacyArchive, TensorRef, mapping_of
 from .low_rank import Adapter
+from .shards import write_shards
 from .single_file import save_single_file
-from .whole_files import whole_folder, write_json, write_tensors
+from .whole_files import whole_folder, write_json
 
-SHARD_BYTES = 2 << 30
 ADAPTER_NAME = "adapter.safetensors"
 # what the decoder needs of a config; everything else in the record stays behind
 CONFIG_FIELDS = (
@@ -63,9 +62,9 @@ def write_full_folder(
         tensors.pop("lm_head.weight", None)
     with whole_folder(folder, ADAPTER_NAME) as temporary:
         write_json(temporary / "config.json", settings)
-        _write_shards(temporary, archive, tensors)
+        write_shards(temporary, {name: (archive, ref) for name, ref in tensors.items()})
         save_single_file(temporary / ADAPTER_NAME, adapter, dtype=dtype)
-        _copy_tokenizer(temporary, tokenizer)
+        copy_tokenizer(temporary, tokenizer)
         try:
             open_checkpoint(temporary)
         except CheckpointError as error:
@@ -106,27 +105,8 @@ def _is_plain(value: Any) -> bool:
     return all(isinstance(item, (str, int, float, bool, type(None))) for item in flat)
 
 
-def _write_shards(folder: Path, archive: LegacyArchive, tensors: Mapping[str, TensorRef]) -> None:
-    shards: list[list[str]] = [[]]
-    room = SHARD_BYTES
-    for name, ref in sorted(tensors.items()):
-        size = ref.storage.count * ref.dtype.itemsize
-        if shards[-1] and size > room:
-            shards.append([])
-            room = SHARD_BYTES
-        shards[-1].append(name)
-        room -= size
-    files = [
-        f"model-{i:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors" for i in range(1, len(shards) + 1)
-    ]
-    for file, names in zip(files, shards, strict=True):
-        write_tensors(folder / file, {name: archive.load(tensors[name]) for name in names}, {"format": "pt"})
-    if len(shards) > 1:
-        index = {"metadata": {}, "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-
-
-def _copy_tokenizer(folder: Path, source: Path | None) -> None:
+def copy_tokenizer(folder: Path, source: Path | None) -> None:
+    """Copy the tokenizer files and generation_config.json of `source`, where one is given; AdapterError where it has none."""
     if source is None:
         return
     found = [file for pattern in (*TOKENIZER_FILES, "generation_config.json") for file in sorted(source.glob(pattern)) if file.is_file()]

@@ -237,7 +237,9 @@ def _safetensors_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     pickled = sorted(path.name for path in folder.glob("*.bin"))
-    advice = f"{pickled[0]} is a pickle, which is never loaded; save the model as safetensors" if pickled else "Download the weights"
+    advice = "Download the weights"
+    if pickled:
+        advice = f"{pickled[0]} is a pickle, which is never loaded; convert it once with: python -m lad_engine.convert {folder} OUT"
     raise CheckpointError(f"{folder}: model.safetensors is missing, expected it or model.safetensors.index.json. {advice}.")
 
 

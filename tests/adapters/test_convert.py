@@ -127,7 +127,7 @@ def test_the_wrapper_may_come_from_any_module_the_authors_used(base_folder: Path
 
 
 def test_large_models_are_written_in_shards(legacy: Legacy, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lad_engine.adapters.full_folder.SHARD_BYTES", 100_000)
+    monkeypatch.setattr("lad_engine.adapters.shards.SHARD_BYTES", 100_000)
     assert main([str(legacy.path), str(tmp_path / "full"), "--to", "full"]) == 0
     shards = sorted((tmp_path / "full").glob("model-*.safetensors"))
     assert len(shards) > 1
