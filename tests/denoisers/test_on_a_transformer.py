@@ -78,9 +78,9 @@ def test_rows_that_are_done_and_columns_off_the_canvas_cost_nothing_and_change_n
         unread = begin()
         for _ in range(unread.max_steps):
             denoiser.step_(unread)
-        canvases, chunks, logits = [], [], language_model.head.logits
+        canvases, chunks, normed = [], [], language_model.head.normed
         hook = language_model.transformer.register_forward_pre_hook(lambda _, args: canvases.append(args[0].shape[1]))
-        monkeypatch.setattr(language_model.head, "logits", lambda rows: (chunks.append(len(rows)), logits(rows))[1])
+        monkeypatch.setattr(language_model.head, "normed", lambda rows: (chunks.append(len(rows)), normed(rows))[1])
         resting = begin()
         taken = []
         for _ in steps(denoiser, resting):
@@ -88,9 +88,8 @@ def test_rows_that_are_done_and_columns_off_the_canvas_cost_nothing_and_change_n
             canvases.clear()
             chunks.clear()
         hook.remove()
-    # The second request is forwarded twice a step (guidance); the head reads the rows on each canvas, twice in a guided batch.
+    # The second request is forwarded twice a step (guidance), and the head reads its rows twice, those of the others once.
     assert [canvases for canvases, _ in taken] == [[44, 11, 33, 11], [44, 11, 63, 11], [11, 73, 11], [73]]
-    assert [chunks[::2] for _, chunks in taken] == [[40, 9, 30], [40, 9, 60], [9, 70], [70]]
-    assert [chunks[1::2] for _, chunks in taken] == [chunks[::2] for _, chunks in taken]
+    assert [chunks for _, chunks in taken] == [[40, 9, 9, 30], [40, 9, 9, 60], [9, 9, 70], [70]]
     for name in ("answer", "confidence", "first_set", "last_changed", "nfe", "row_steps", "done", "ids"):
         assert torch.equal(getattr(unread, name), getattr(resting, name)), name
