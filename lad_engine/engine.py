@@ -129,7 +129,7 @@ class Engine:
 
     def unload_adapter(self, name: str) -> None:
         """Forget a named adapter; AdapterError lists the loaded ones where it is unknown."""
-        self._resident().store.remove(name)
+        self._resident().remove(name)
 
     def list_adapters(self) -> dict[str, AdapterFacts]:
         """Return the facts of every named adapter; none where the engine was loaded without `adapters`."""
@@ -140,24 +140,28 @@ class Engine:
         """Where the one adapter was read from, None without one."""
         return self._slot.adapter.path if self._slot.adapter is not None else None
 
-    def sampling(self, profile: str | None = None, **settings: Any) -> SamplingParams:
+    def sampling(self, profile: str | None = None, *, adapter: str | None = None, **settings: Any) -> SamplingParams:
         """Return the profile's sampling parameters with `settings` laid over them.
 
         The profile is the one named, else the file beside the adapter (`profiles.profile_beside`), else the one the adapter records.
+        adapter: a named one in place of the engine's own; the file beside it is read when it is loaded.
         Raises:
             ConfigError: an unknown profile or name, settings that do not hold together, or a file beside the adapter that is no profile.
         """
         check_settings(self.family, canonical_names(settings))
-        beside = profile_beside(self.adapter_path) if profile is None else None
+        if profile is not None:
+            return profile_params(profile, settings)
+        facts, beside = (
+            self._resident().profile(adapter) if adapter is not None else (self.adapter_facts, profile_beside(self.adapter_path))
+        )
         if beside is not None:
             return laid_over(TUNED, beside, settings)
-        own = self.adapter_facts.profile if self.adapter_facts else default_profile(self.facts)
-        if profile is None and own not in profile_names():
+        own = facts.profile if facts else default_profile(self.facts)
+        if own not in profile_names():
             raise ConfigError(
-                f"{(self.adapter_facts or self.facts).name}: its profile is {own!r}, expected one of {', '.join(profile_names())}. "
-                "Give one (--profile)."
+                f"{(facts or self.facts).name}: its profile is {own!r}, expected one of {', '.join(profile_names())}. Give one (--profile)."
             )
-        return profile_params(profile or own, settings)
+        return profile_params(own, settings)
 
     def generate(
         self,
@@ -252,11 +256,12 @@ class Engine:
         Args:
             prompts: None is the probe set. params: None is the adapter's profile.
         Raises:
-            ConfigError: the engine's precision is auto.
+            ConfigError: the engine's precision is auto, or it decodes as another family than lad.
         """
-        if self.config.precision == "auto" or self.family != "lad":
-            got = f"precision is {self.config.precision} and decodes as {self.family}"
-            raise ConfigError(f"agreement: this engine's {got}, expected a precision to compare and lad. Load it with one.")
+        if self.family != "lad":
+            raise ConfigError(f"agreement: this engine decodes as {self.family}, expected lad. Leave --agreement-report out.")
+        if self.config.precision == "auto":
+            raise ConfigError("agreement: this engine's precision is auto, expected one to compare. Load it with one (--precision).")
         exact = load_transformer(self._checkpoint, self.ops, self.config, None)
         if self._slot.adapter is not None:
             adapt(exact, self._slot.adapter, self.config)
@@ -349,7 +354,8 @@ class Engine:
         if self.mask_id is None:
             raise ConfigError("mask_token is None, expected a piece to hide answer positions with. Load the engine with one.")
         prompts = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
-        each = each_params(params if params is not None else self.sampling(), prompts)
+        params = params if params is not None else [self.sampling(adapter=one and one.name) for one in chosen or [None] * len(prompts)]
+        each = each_params(params, prompts)
         check_batch(each, self.facts, self.family)
         adapters = [self.adapter_facts] * len(prompts) if chosen is None else [one and one.facts for one in chosen]
         rest = (self.codec, self.facts, self.family, self.mask_id)

@@ -14,6 +14,8 @@ from lad_engine.adapters.agreement import FLOOR, AgreementReport, PairedModel, s
 from lad_engine.contracts import TokenChoice
 from lad_engine.errors import ConfigError
 from tiny_checkpoint import make_tiny
+from tiny_families import make_family
+from tiny_simplex import make_tess
 
 EOS = torch.tensor([9])
 
@@ -122,5 +124,12 @@ def test_weights_that_are_not_rounded_agree_with_themselves(folder):
 
 
 def test_auto_has_nothing_to_compare(folder):
-    with pytest.raises(ConfigError, match="precision is auto and decodes as lad, expected a precision"):
+    with pytest.raises(ConfigError, match=r"agreement: this engine's precision is auto, expected one to compare\. Load it with one"):
         Engine.load(folder, adapter=None).agreement()
+
+
+@pytest.mark.parametrize(("family", "make"), [("masked", lambda folder: make_family(folder, "llada")), ("simplex", make_tess)])
+def test_other_families_are_refused_in_one_sentence(family, make, tmp_path):
+    engine = Engine.load(make(tmp_path / family), precision="int8_weights", dtype="float32")
+    with pytest.raises(ConfigError, match=rf"^agreement: this engine decodes as {family}, expected lad\. Leave --agreement-report out\.$"):
+        engine.agreement(["One."])
