@@ -253,8 +253,7 @@ class Engine:
         """Compare the engine's precision with the weights as they are on the canvases these decode through, in the engine's dtype.
 
         The base is read again beside this one. The report is saved beside the adapter; where it cannot be, a warning says so.
-        Args:
-            prompts: None is the probe set. params: None is the adapter's profile.
+        prompts: None is the probe set. params: None is the adapter's profile.
         Raises:
             ConfigError: the engine's precision is auto, or it decodes as another family than lad.
         """
