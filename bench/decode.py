@@ -2,6 +2,7 @@
 
 python -m bench.decode --models Llama-3.2-1B --out bench/results/decode_<device>.json
 python -m bench.decode --trained                 # the default base and adapter: early stop, tokens before EOS
+python -m bench.families.decode                  # the other families, each against a transcription of its reference loop
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=${1:-$root/bench/results}
 shift || true
-all_parts=(environment first_contact tests ops step_1b step_8b step_135m decode_1b decode_8b tune step_8b_fp8 memory invariant sanitizer targets)
+all_parts=(environment first_contact tests ops step_1b step_8b step_135m decode_1b decode_8b families tune step_8b_fp8 memory invariant sanitizer targets)
 parts=("$@")
 [[ ${#parts[@]} -gt 0 ]] || parts=("${all_parts[@]}")
 python=${PYTHON:-$(command -v python3 || command -v python)}
@@ -96,6 +96,7 @@ for part in "${parts[@]}"; do
         memory) bench memory step --models Llama-3.1-8B --canvas 2048 --batch 8 --only ours ;;
         decode_1b) bench decode_1b decode --models Llama-3.2-1B ;;
         decode_8b) bench decode_8b decode --models Llama-3.1-8B --prompt 64 --batch 1 8 --steps 8 16 64 --repeats 3 ;;
+        families) bench families families.decode ;;
         invariant) bench invariant step --models Llama-3.2-1B --canvas 256 --batch 1 8 --batch-invariant --only ours ;;
         # Not among the parts that run unasked: it needs the default base in LAD_CACHE, or a network to fetch it.
         trained) bench trained decode --trained ;;

@@ -71,6 +71,8 @@ def _setting(row: Mapping[str, Any]) -> list[str]:
     return [str(row["model"]), str(row.get("precision") or row["dtype"]), str(row["batch"]), str(row["canvas"]), str(row["answer_rows"])]
 
 
+# Of a row of bench/families/decode.py and its transcription: field, digits shown.
+FAMILY_FIGURES = (("ms_per_step", 1), ("tokens_per_s", 2), ("head_rows_per_step", 0))
 SETTING_HEAD = ["model", "precision", "batch", "canvas", "rows read"]
 
 
@@ -176,6 +178,23 @@ def agreement_table(result: Result) -> str:
     )
 
 
+def families_table(result: Result) -> str:
+    """One line per family and loop: what a pass costs on both sides, how often it is made, and the target where there is one."""
+    rows, notes = [], []
+    for row in result["rows"]:
+        theirs, ratio, limit = row["transcription"], row["ratios"]["transcription"], row.get("target")
+        verdict = "" if limit is None else f" ({'met' if ratio >= limit else 'missed'}: ≥ {limit:g} x)"
+        pairs = [f"{row[name]:.{digits}f} / {theirs[name]:.{digits}f}" for name, digits in FAMILY_FIGURES]
+        where = f"{row['model']}, {row['dtype']}, B {row['batch']}, T {row['canvas']}"
+        rows.append([f"{row['family']}, {row['loop']}", where, f"{row['nfe']} / {theirs['nfe']}", *pairs, f"{ratio:.2f} x{verdict}"])
+        if row.get("peak_mib") is not None:
+            peaks = f"{row['peak_mib']:.0f} MiB, transcription {theirs['peak_mib']:.0f} MiB"
+            whole = f"one fp32 number per position and vocabulary entry takes {row['noise_mib']:.0f} MiB"
+            notes.append(f"Memory beyond the model, {row['family']} {row['loop']}: {peaks}; {whole}.")
+    head = ["family, loop", "model", "NFE", "ms per step", "tokens/s", "rows through the head per step", "transcription / ours"]
+    return _table("Decoding families, ours / plain transcription of the reference loop", result, head, rows, *notes)
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "cpu": cpu_table,
     "step": step_table,
@@ -183,6 +202,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "scaling": scaling_table,
     "ops": ops_table,
     "agreement": agreement_table,
+    "families": families_table,
 }
 
 

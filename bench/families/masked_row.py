@@ -31,7 +31,7 @@ SIZES = {
 
 def masked_rows(options: argparse.Namespace) -> Iterator[dict]:
     """Yield one row per model, rule and step count."""
-    for name in options.models or ["DiffuGPT-S"]:
+    for name in options.models:
         model, mask_id, vocabulary = random_masked_model(name, getattr(torch, options.dtype), options.device)
         for steps in options.steps:
             for reveal in ("random", "confidence"):
@@ -89,7 +89,7 @@ def _row(model: LanguageModel, mask_id: int, vocabulary: int, name: str, reveal:
         else:
             confidence_reveal(logits_of, given, fixed, mask_id, steps=steps)
 
-    times = interleaved_us({"ours": ours, "transcription": transcription}, options.repeats, warm_up=0 if options.repeats == 1 else 1)
+    times = interleaved_us({"ours": ours, "transcription": transcription}, options.repeats, warm_up=0)
     mine, theirs = times["ours"]["median_us"], times["transcription"]["median_us"]
     return {
         "family": "masked",
@@ -105,7 +105,7 @@ def _row(model: LanguageModel, mask_id: int, vocabulary: int, name: str, reveal:
         "ms_per_step": mine / 1e3 / counted["nfe"],
         "tokens_per_s": B * answer / mine * 1e6,
         "head_rows_per_step": counted["rows"] / counted["nfe"],
-        "speedup": theirs / mine,
+        "ratios": {"transcription": theirs / mine},
         "transcription": {
             "nfe": steps,
             "ms_per_step": theirs / 1e3 / steps,

@@ -27,14 +27,14 @@ SIZES = {
     "TESS2-7B": (32, 4096, 14336, 32, 8, 128, 32001, False),
 }
 PAD_ID = 2
-KIB = 1024
+KIB, FLOAT_BYTES = 1024, 4
 # Writing this to the process's clear_refs makes its peak resident size begin again (proc(5)).
 RESET_PEAK = "5"
 
 
 def simplex_rows(options: argparse.Namespace) -> Iterator[dict]:
     """Yield one row per model, transition and step count."""
-    for name in options.models or ["SmolLM2-135M"]:
+    for name in options.models:
         model = random_simplex_model(name, getattr(torch, options.dtype), options.device)
         for steps in options.steps:
             for transition in ("ddpm", "ddim"):
@@ -88,7 +88,7 @@ def _row(model: LanguageModel, name: str, transition: str, steps: int, options: 
         tess_loop(loop_model, given, span, steps, use_ddim=transition == "ddim")
 
     loops = {"ours": ours, "transcription": transcription}
-    times = interleaved_us(loops, options.repeats, warm_up=0 if options.repeats == 1 else 1)
+    times = interleaved_us(loops, options.repeats, warm_up=0)
     peaks = {loop: peak_mib(function, options.device) for loop, function in loops.items()}
     mine, theirs = times["ours"]["median_us"], times["transcription"]["median_us"]
     return {
@@ -106,7 +106,9 @@ def _row(model: LanguageModel, name: str, transition: str, steps: int, options: 
         "tokens_per_s": B * answer / mine * 1e6,
         "head_rows_per_step": B * answer,
         "peak_mib": peaks["ours"],
-        "speedup": theirs / mine,
+        # What one fp32 number per position and vocabulary entry takes; the transcription holds several of these.
+        "noise_mib": B * (prompt + answer) * vocabulary * FLOAT_BYTES / KIB**2,
+        "ratios": {"transcription": theirs / mine},
         "transcription": {
             "nfe": steps,
             "ms_per_step": theirs / 1e3 / steps,

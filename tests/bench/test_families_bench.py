@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 
@@ -12,6 +13,7 @@ from bench_on_path import ROOT
 import bench.families.decode
 from bench.families.masked_evidence import copied, main, scores, verdict
 from bench.families.masked_loop import random_reveal
+from bench.report import TABLES, measured
 from bench.results import check_result
 from lad_engine.train import main as train
 from lad_engine.training.config import TrainConfig
@@ -35,6 +37,31 @@ def test_the_masked_row_counts_passes_and_rows(monkeypatch, tmp_path):
     assert (rows["random"]["nfe"], rows["random"]["head_rows_per_step"]) == (4, 6.0)
     assert (rows["confidence"]["nfe"], rows["confidence"]["head_rows_per_step"]) == (4, 24.0)
     assert {row["transcription"]["head_rows_per_step"] for row in rows.values()} == {28}
+
+
+def test_one_command_measures_every_family_and_its_table_says_what_was_met(monkeypatch, tmp_path):
+    out = tmp_path / "families.json"
+    monkeypatch.setattr(sys, "argv", ["bench.families.decode", "--quick", "--out", str(out)])
+    bench.families.decode.main()
+    result = json.loads(out.read_text())
+    check_result(result)
+    targets = {(row["family"], row["loop"]): row["target"] for row in result["rows"]}
+    assert targets == {("masked", "random"): 1.3, ("masked", "confidence"): None, ("simplex", "ddpm"): 2.0, ("simplex", "ddim"): None,
+                       ("latent_ode", "midpoint"): 1.5} or torch.cuda.is_available()  # fmt: skip
+    judged = copy.deepcopy(result)
+    for row in judged["rows"]:
+        row["ratios"]["transcription"] = 1.4
+    table = TABLES["families"](judged)
+    assert "1.40 x (met: ≥ 1.3 x)" in table and "1.40 x (missed: ≥ 2 x)" in table and "1.40 x (missed: ≥ 1.5 x)" in table
+    assert table.count("| tiny, float32, B 1, T ") == 5 and table.count("one fp32 number per position") == 2
+    assert "is_quick" in result and measured([result]) == "Nothing has been measured yet."
+
+
+def test_a_model_of_no_family_asked_for_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.families.decode", "--families", "masked", "--models", "TESS2-7B"])
+    with pytest.raises(SystemExit):
+        bench.families.decode.main()
+    assert "none of them is a masked model" in capsys.readouterr().err
 
 
 def test_the_transcribed_nucleus_keeps_the_token_that_crosses():

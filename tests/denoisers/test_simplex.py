@@ -10,6 +10,7 @@ import pytest
 import torch
 from step_guard import guarded
 from tiny_simplex import PAD_ID, make_tess
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.families.simplex_loop import LoopModel, tess_loop
 from lad_engine.config import SamplingParams
@@ -196,6 +197,31 @@ def test_steps_after_the_end_change_nothing(transformer):
         denoiser.step_(state)
     assert all(torch.equal(getattr(state, name), value) for name, value in before.items())
     assert state.nfe.tolist() == [2, 4]
+
+
+class LargestOutput(TorchDispatchMode):
+    """Notes the most elements any operation returned."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(one, torch.Tensor):
+                self.most = max(self.most, one.numel())
+        return out
+
+
+def test_no_pass_holds_a_number_per_position_and_vocabulary_entry(transformer, monkeypatch):
+    monkeypatch.setattr("lad_engine.model.simplex_model.ROWS_PER_CHUNK", 4)
+    denoiser, rows, V = denoiser_of(transformer, batch_invariant=False), 96, transformer.facts.vocab_size
+    with torch.inference_mode():
+        state = denoiser.begin([canvas(4, rows)], [params(steps=3)], mask_id=PAD_ID, eos_ids=(2,), device="cpu")
+        denoiser.prime_(state)
+        with LargestOutput() as seen:
+            denoiser.step_(state)
+    held = {name: one.numel() for name, one in vars(state).items() if isinstance(one, torch.Tensor)}
+    assert max(held.values()) < rows * V > seen.most and state.noise is None
 
 
 def test_drawn_tokens_follow_the_filtered_distribution(transformer):

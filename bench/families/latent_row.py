@@ -1,21 +1,16 @@
-"""L2D per token: our static step against a plain transcription of the reference loop, on the same weights, in the same run.
-
-python -m bench.families.latent --models SmolLM2-135M --answer 6 --out bench/results/latent_<device>.json
-"""
+"""L2D per token: our step against its reference loop on the same weights."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from bench.families.latent_loop import ReferenceLoop
 from bench.random_model import MODELS, random_ids
-from bench.results import RESULTS, device_slug, make_result, write_result
 from bench.timing import interleaved_us, release
 from lad_engine.config import SamplingParams
 from lad_engine.contracts import Canvas
@@ -31,16 +26,11 @@ from lad_engine.samplers.purposes import FLOW_START
 # The published budget: midpoint on 8 times.
 EVALUATIONS, ENDPOINTS = 15, 8
 NO_TOKEN = -1
-COUNTED = (
-    "A whole continuation of one sequence, prompt included, eager on both sides; greedy, random weights, no end token. The transcription "
-    "evaluates the flow path at t = 0 and projects the flow vocabulary at every velocity, as the public code does. What ours computes "
-    "once per checkpoint (flow table, modulation of the grid) is outside the clock and given as table_s."
-)
 
 
 def latent_rows(options: argparse.Namespace) -> Iterator[dict]:
     """Yield one row per model; steps are evaluations per token, always the published 15."""
-    for name in options.models or ["SmolLM2-135M"]:
+    for name in options.models:
         yield _row(name, options)
         release()
 
@@ -106,41 +96,15 @@ def _row(name: str, options: argparse.Namespace) -> dict:
         "times": times,
         "table_s": tables["once"]["median_us"] / 1e6,
         "nfe": made["nfe"],
-        "evaluations_per_token": made["nfe"] / answer,
         "ms_per_step": mine / 1e3 / answer,
-        "ms_per_token": mine / 1e3 / answer,
         "tokens_per_s": answer / mine * 1e6,
         "head_rows_per_step": made["nfe"] / answer,
         "same_tokens": made["ours"] == made["transcription"],
-        "speedup": theirs / mine,
+        "ratios": {"transcription": theirs / mine},
         "transcription": {
             "nfe": EVALUATIONS * answer,
-            "ms_per_token": theirs / 1e3 / answer,
+            "ms_per_step": theirs / 1e3 / answer,
             "tokens_per_s": answer / theirs * 1e6,
+            "head_rows_per_step": EVALUATIONS,
         },
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["SmolLM2-135M"])
-    parser.add_argument("--prompt", type=int, default=16)
-    parser.add_argument("--answer", type=int, default=8)
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="sizes that prove the script and measure nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"latent_{device_slug()}.json")
-    options = parser.parse_args()
-    options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if options.quick:
-        options.models, options.prompt, options.answer, options.repeats = ["tiny"], 4, 3, 1
-    rows = []
-    for row in latent_rows(options):
-        rows.append(row)
-        print(f"{row['model']}: {row['evaluations_per_token']:.1f} evaluations, {row['ms_per_token']:.1f} ms a token, "
-              f"{row['tokens_per_s']:.2f} tokens/s, {row['speedup']:.2f} x the transcription")  # fmt: skip
-    write_result(options.out, make_result("latent", COUNTED, rows, is_quick=options.quick))
-
-
-if __name__ == "__main__":
-    main()
