@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -17,7 +18,7 @@ from lad_engine.denoisers.lad_state import LadState
 from lad_engine.errors import CaptureError
 from lad_engine.model.language_model import LanguageModel
 from lad_engine.model.precision import check_precision, quantise
-from lad_engine.ops import rows_stand_alone, select_ops
+from lad_engine.ops import OpSet, rows_stand_alone, select_ops
 from lad_engine.runtime.cuda_capture import CudaCapture
 from lad_engine.runtime.decode_loop import LoopLibrary, build_library
 from lad_engine.runtime.drivers import CapturedDecode
@@ -33,14 +34,23 @@ class Decoder:
 
     Args:
         ops, precision: as `--ops` and `--precision` take them. batch_invariant: a row's numbers do not follow its batch, at a cost.
+        watched: what the chosen ops are wrapped in, such as a watch on each of them.
     """
 
     def __init__(
-        self, facts: ModelFacts, dtype: torch.dtype, device: str, ops: str = "auto", precision: str = "auto", batch_invariant: bool = False
+        self,
+        facts: ModelFacts,
+        dtype: torch.dtype,
+        device: str,
+        ops: str = "auto",
+        precision: str = "auto",
+        batch_invariant: bool = False,
+        watched: Callable[[OpSet], OpSet] | None = None,
     ) -> None:
         self.facts, self.dtype, self.device = facts, dtype, device
         self.precision = str(dtype).removeprefix("torch.") if precision == "auto" else precision
-        self.ops = select_ops(ops, device, batch_invariant=batch_invariant)
+        chosen = select_ops(ops, device, batch_invariant=batch_invariant)
+        self.ops = chosen if watched is None else watched(chosen)
         check_precision(precision, torch.device(device), self.ops.chosen, batch_invariant)
         self.transformer = random_model(facts, self.ops, dtype, device)
         quantise(self.transformer, precision)

@@ -232,5 +232,6 @@ _FLOPS: dict[str, Callable[[Mapping[str, Any]], int]] = {
     "lora_linear": _linear_flops,
     "gate_up": _linear_flops,
     "few_row_linear": _linear_flops,
+    "quantised_linear": _linear_flops,
     "lm_head": lambda case: 2 * case["rows"].shape[0] * case["weight"].numel(),
 }

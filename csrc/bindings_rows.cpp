@@ -1,5 +1,6 @@
 // What surrounds the matrix products of a layer.
 #include "bindings.h"
+#include "cpu/int8_product.h"
 #include "cpu/rows.h"
 #include "tensor_view.h"
 
@@ -90,6 +91,27 @@ void dequantise_of(const py::object& sums, const py::object& row_scale, const py
     });
 }
 
+// x: [N, D], weight: [O, D] int8; bias: [O] fp32 or None; y: [N, O] of the dtype wanted.
+void quantised_linear_of(const py::object& x, const py::object& row_scale, const py::object& weight, const py::object& scale,
+                         const py::object& bias, const py::object& y, int threads) {
+    constexpr const char* OP = "quantised_linear";
+    const TensorView from(x, OP, "x"), w(weight, OP, "weight"), to(y, OP, "y");
+    from.expect_dims(2);
+    w.expect_dims(2);
+    const int64_t N = from.size(0), D = from.size(1), O = w.size(0);
+    from.expect(Dtype::int8, {N, D});
+    w.expect(Dtype::int8, {O, D});
+    if (D > MOST_INPUTS) from.fail(std::to_string(D) + " wide", "at most " + std::to_string(MOST_INPUTS));
+    const float* rows = TensorView(row_scale, OP, "x_scale").expect_contiguous(Dtype::float32, {N}).data<float>();
+    const float* columns = TensorView(scale, OP, "weight_scale").expect_contiguous(Dtype::float32, {O}).data<float>();
+    const float* added = bias.is_none() ? nullptr : TensorView(bias, OP, "bias").expect_contiguous(Dtype::float32, {O}).data<float>();
+    to.expect(to.dtype(), {N, O});
+    by_dtype(to, [&](auto element) {
+        using T = decltype(element);
+        quantised_linear(from.rows<const int8_t>(), rows, w.rows<const int8_t>(), columns, added, N, O, D, to.rows<T>(), threads);
+    });
+}
+
 // qkv: [B, T, H + 2 G, K]; q, k, v: contiguous, [B, G, H/G * T, K] and twice [B, G, T, K], of its dtype or fp32.
 void rotate_and_stack_of(const py::object& qkv, const py::object& cos, const py::object& sin, const py::object& q, const py::object& k,
                          const py::object& v, int threads) {
@@ -174,6 +196,8 @@ void bind_rows(py::module_& m) {
     m.def("swiglu", &swiglu_of);
     m.def("quantise_rows", &quantise_rows_of);
     m.def("dequantise", &dequantise_of);
+    m.def("quantised_linear", &quantised_linear_of);
+    m.def("multiplies_bytes", &multiplies_bytes, "Whether quantised_linear may be called: the level in use has sums of byte products.");
     m.def("rotate_and_stack", &rotate_and_stack_of);
     m.def("softmax", &softmax_of);
     m.def("unstack", &unstack_of);

@@ -39,7 +39,7 @@ namespace lad::avx512 {
 
 // The function of the level in use.
 #define LAD_AT_LEVEL(...)                                     \
-    (lad::level() == lad::AVX512 ? lad::avx512::__VA_ARGS__   \
+    (lad::level() >= lad::AVX512 ? lad::avx512::__VA_ARGS__   \
      : lad::level() == lad::AVX2 ? lad::avx2::__VA_ARGS__     \
                                  : lad::baseline::__VA_ARGS__)
 

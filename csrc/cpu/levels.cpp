@@ -13,11 +13,12 @@ std::atomic<int> forced{-1};
 
 Level best_level() {
 #if defined(__x86_64__)
-    static const Level best = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                                      __builtin_cpu_supports("avx512dq")
-                                  ? AVX512
-                              : __builtin_cpu_supports("avx2") ? AVX2
-                                                               : BASELINE;
+    static const Level best = [] {
+        const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                                __builtin_cpu_supports("avx512dq");
+        if (has_avx512) return __builtin_cpu_supports("avx512vnni") ? AVX512_VNNI : AVX512;
+        return __builtin_cpu_supports("avx2") ? AVX2 : BASELINE;
+    }();
     return best;
 #else
     return BASELINE;

@@ -1,29 +1,5 @@
 // The loops of rows.cpp over one row; T is float, or uint16_t for bfloat16. Widths need not be multiples of LANES.
-
-template <typename T>
-LAD_INLINE F32 load_part(const T* from, int64_t count) {
-    if (count >= LANES) return load(from);
-    T padded[LANES] = {};
-    __builtin_memcpy(padded, from, static_cast<size_t>(count) * sizeof(T));
-    return load(padded);
-}
-
-template <typename T>
-LAD_INLINE void store_part(T* to, F32 value, int64_t count) {
-    if (count <= 0) return;
-    if (count >= LANES) return store(to, value);
-    T padded[LANES];
-    store(padded, value);
-    __builtin_memcpy(to, padded, static_cast<size_t>(count) * sizeof(T));
-}
-
-template <typename T>
-LAD_INLINE F32 rounded(F32 value) {
-    if (sizeof(T) == sizeof(float)) return value;
-    const U32 bits = reinterpret_cast<U32>(value);
-    const F32 out = reinterpret_cast<F32>((bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u);
-    return value == value ? out : value;
-}
+#include "parts_body.h"
 
 // h = x + residual, y = round(h / rms) * weight; `h` is written only where there is a residual. Returns the largest |y|. Y holds T exactly.
 template <typename T, typename Y>
@@ -78,16 +54,6 @@ static void quantise_row(const float* y, int64_t D, float factor, int8_t* q) {
     for (int64_t d = 0; d < D; d += LANES) {
         const I8 narrow = __builtin_convertvector(__builtin_convertvector(whole(load_part(y + d, D - d) * factor), I32), I8);
         __builtin_memcpy(q + d, &narrow, static_cast<size_t>(D - d < LANES ? D - d : LANES));
-    }
-}
-
-// y = round(sums * row_scale * scale + bias).
-template <typename T>
-static void dequantise_row(const int32_t* sums, float row_scale, const float* scale, const float* bias, int64_t O, T* y) {
-    for (int64_t o = 0; o < O; o += LANES) {
-        F32 value = load_part(sums + o, O - o) * row_scale * load_part(scale + o, O - o);
-        if (bias) value += load_part(bias + o, O - o);
-        store_part(y + o, value, O - o);
     }
 }
 

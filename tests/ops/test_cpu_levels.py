@@ -10,7 +10,7 @@ from parity import assert_parity
 
 cpu = pytest.importorskip("lad_engine._cpu", reason="the C++ extension is not built here")
 
-LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2}
+LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2, "vnni": 3}
 NAMES = [name for name in OP_NAMES if "cpu" in load_op(name).backends]
 # Their products are the library's, which promises the same bits for no two numbers of threads.
 WITH_PRODUCTS = {"lm_head", "packed_attention", "gate_up", "lora_linear", "soft_embedding"}
