@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 from collections.abc import Mapping
 from importlib import resources
@@ -83,6 +84,7 @@ def profile_beside(adapter_path: str | Path | None) -> dict[str, Any] | None:
     return dict(settings)
 
 
+@functools.cache
 def _read() -> dict[str, Any]:
     text = (resources.files(__package__) / "assets" / "profiles.json").read_text(encoding="utf-8")
     return json.loads(text)

@@ -21,6 +21,20 @@ def check_batch(params: Sequence[SamplingParams], facts: ModelFacts, decoding: s
         unknown = [token for token in one.suppress_tokens if not 0 <= token < facts.vocab_size]
         if unknown:
             raise ConfigError(f"suppress_tokens: id {unknown[0]} is given, expected 0 to {facts.vocab_size - 1} (the base's vocabulary).")
+        # The mask is never chosen either.
+        if len(set(one.suppress_tokens)) >= facts.vocab_size - 1:
+            raise ConfigError("suppress_tokens: every token is suppressed, expected one at least that may be chosen. Leave some out.")
+
+
+def check_canvas(canvas: Canvas, facts: ModelFacts) -> Canvas:
+    """Return a canvas that the caller laid out; RequestError where the model cannot read it (the family checks what is open)."""
+    if canvas.ids.ndim != 1 or not 0 < canvas.length <= facts.max_positions:
+        raise RequestError(
+            f"canvas: ids are {canvas.ids.shape}, expected 1 to {facts.max_positions} positions (the model's window). Shorten it."
+        )
+    if not 0 <= int(canvas.ids.min()) <= int(canvas.ids.max()) < facts.vocab_size:
+        raise RequestError(f"canvas: a token id is outside the base's vocabulary, expected 0 to {facts.vocab_size - 1}.")
+    return canvas
 
 
 def lay_out_request(

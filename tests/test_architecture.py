@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "families": SHARED,
     "requests": SHARED | {"families", "text"},
     "model": SHARED | {"families"},
-    "adapters": SHARED | {"model"},
+    # A tuned profile lies beside an adapter's file and is read with it.
+    "adapters": SHARED | {"model", "profiles"},
     "training": SHARED | {"families", "model", "adapters", "schedules", "text", "ops", "kernels"},
     "placement": {"errors"},
     "continuation": SHARED | {"decoding", "denoisers", "model", "runtime", "text"},
@@ -47,7 +48,9 @@ MAY_IMPORT = {
     "convert": SHARED | {"adapters", "model", "profiles", "terminal", "text"},
 }
 # Packages only some extra or some Python versions bring, or that take seconds to import and only some commands need.
-MAY_BE_IMPORTED_LATE = {"accelerate", "datasets", "matplotlib", "peft", "transformers", "gguf", "huggingface_hub", "lm_eval", "tomllib"}
+MAY_BE_IMPORTED_LATE = {
+    *("accelerate", "datasets", "matplotlib", "peft", "transformers", "gguf", "huggingface_hub", "lm_eval", "ray", "tomllib"),
+}
 VARIABLES = {"LAD_OPS", "LAD_CUDA_ARCHS", "LAD_SKIP_EXT", "LAD_CACHE"}
 # Set by another program (the hub's client, torchrun, Triton's tests), and honoured.
 FOREIGN_VARIABLES = {"HF_HUB_OFFLINE", "WORLD_SIZE", "TRITON_INTERPRET"}

@@ -161,6 +161,10 @@ class AdapterStore:
         """Return the resident names, in the order they were added."""
         return tuple(self._residents)
 
+    def residents(self) -> tuple[Resident, ...]:
+        """Return the resident adapters of one moment, in the order they were added; any thread may ask."""
+        return tuple(self._residents.values())
+
     def select(self, names: Sequence[str | None]) -> tuple[Resident | None, ...]:
         """Choose the adapter of every sequence of the next batch, None for the base, and return what each will be computed with.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,31 @@ from .request import Request
 from .stats import AdapterStatus, Stats
 
 
+class Mailbox:
+    """Events on their way from the device thread to one event loop, which is woken once for all that wait."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._waiting: deque[tuple[Handle, Event | LadError]] = deque()
+        self._is_awaited = False
+
+    def put(self, handle: Handle, event: Event | LadError) -> None:
+        """Hand an event over, from the device thread; RuntimeError where the loop is closed, which ends the request."""
+        if self.loop.is_closed():
+            raise RuntimeError("the event loop is closed")
+        self._waiting.append((handle, event))
+        if not self._is_awaited:
+            self._is_awaited = True
+            self.loop.call_soon_threadsafe(self._hand_out)
+
+    def _hand_out(self) -> None:
+        # Cleared first: what is put from here on is taken below, or wakes the loop again.
+        self._is_awaited = False
+        while self._waiting:
+            handle, event = self._waiting.popleft()
+            handle._take(event)
+
+
 class Handle:
     """One submitted request. Iterate it for its events, await `result`, or `cancel` it; `id` names it in events and logs.
 
@@ -26,10 +52,10 @@ class Handle:
     ClosedError, AdapterError. One reader; it belongs to the event loop that submitted it.
     """
 
-    def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
-        self._core, self._loop = core, loop
+    def __init__(self, core: Core, box: Mailbox) -> None:
+        self._core, self._box = core, box
         self._events: asyncio.Queue[Event | LadError] = asyncio.Queue()
-        self._ended: asyncio.Future[Finished] = loop.create_future()
+        self._ended: asyncio.Future[Finished] = box.loop.create_future()
         # Who reads events alone never asks for the future's exception.
         self._ended.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._request: Request | None = None
@@ -62,8 +88,7 @@ class Handle:
         self._core.cancel(self._request)
 
     def _deliver(self, event: Event | LadError) -> None:
-        """Hand an event from the device thread to the event loop; a loop that is closed raises, which ends the request."""
-        self._loop.call_soon_threadsafe(self._take, event)
+        self._box.put(self, event)
 
     def _take(self, event: Event | LadError) -> None:
         self._events.put_nowait(event)
@@ -85,6 +110,7 @@ class AsyncEngine:
     def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
         self.engine = engine
         self._core = Core(engine, limits)
+        self._box: Mailbox | None = None
 
     @property
     def limits(self) -> Limits:
@@ -109,14 +135,19 @@ class AsyncEngine:
         """Queue a request; it returns at once.
 
         Args:
-            prompt: or a canvas that the caller laid out, any fixed tokens around open positions. params: None is the adapter's profile.
+            prompt: or a canvas that the caller laid out, any fixed tokens around open positions. params: None is the profile that the
+                adapter has now.
             adapter: a loaded adapter's name, None for what the engine has by itself. wants: "result", "text" or "steps", see
                 `events.WANTS`. client: requests take turns by it. deadline_s: from now on.
         Raises:
-            RequestError, ConfigError, AdapterError: it cannot be laid out, or a setting or name is unknown.
+            RequestError, ConfigError, AdapterError: it cannot be laid out or decoded, or a setting or name is unknown. What
+                `Engine.generate` would refuse is refused here, not later.
             OverloadError: the queue is full; `retry_after_s` says when to ask again. ClosedError: draining or closed.
         """
-        handle = Handle(self._core, asyncio.get_running_loop())
+        loop, box = asyncio.get_running_loop(), self._box
+        if box is None or box.loop is not loop:
+            self._box = box = Mailbox(loop)
+        handle = Handle(self._core, box)
         options = {"adapter": adapter, "wants": wants, "client": client, "deadline_s": deadline_s, "request_id": request_id}
         handle._request = self._core.submit(prompt, params, handle._deliver, **options)
         return handle

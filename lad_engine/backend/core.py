@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from ..adapters.reader import read_adapter
+from ..adapters.resident import read_incoming
+from ..adapters.store import Resident
 from ..config import SamplingParams
 from ..contracts import Canvas
 from ..engine import Engine
@@ -50,7 +51,6 @@ class Core:
         self._running: tuple[Request, ...] = ()
         self._buckets: dict[str, int] = {}
         self._is_accepting, self._is_closing = True, False
-        self._paths: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, name="lad-device", daemon=True)
         self._thread.start()
 
@@ -76,13 +76,16 @@ class Core:
         resident = self.parts.resident(adapter)
         params = self.parts.params(params, resident)
         canvas = self.parts.canvas(prompt, params, resident)
+        row = self.parts.row(canvas, params)
         if self.limits.max_tokens is not None and canvas.length > self.limits.max_tokens:
             raise ConfigError(
                 f"prompt and answer: {canvas.length} positions, expected at most {self.limits.max_tokens} (max_tokens). Shorten either."
             )
         deadline = None if deadline_s is None else now + deadline_s
         name = request_id or uuid.uuid4().hex[:16]
-        request = Request(name, prompt, params, canvas, adapter, resident, wants, client, deadline, deliver, now)
+        request = Request(
+            name, prompt, params, canvas, row if self.parts.can_join else None, adapter, resident, wants, client, deadline, deliver, now
+        )
         request.settled = SettledText(self.parts, canvas, params)
         with self._changed:
             self._admit_to_queue(request)
@@ -114,30 +117,23 @@ class Core:
         """Read an adapter on the caller's thread, and add or replace it on the device's."""
         if self.parts.store is None:
             raise ConfigError("adapters: this engine was loaded without any by name, expected some. Load it with adapters={name: path}.")
-        adapter = read_adapter(path)
+        incoming = read_incoming(path)
 
         def install() -> AdapterStatus:
-            store = self.parts.store
-            with torch.inference_mode():
-                (store.replace if name in store.names() else store.add)(name, adapter)
-            self._paths[name] = str(path)
-            return self._status(name)
+            self.parts.residents.install(name, incoming)
+            return self._status(self.parts.store.get(name))
 
         return self.call(install)
 
     def unload_adapter(self, name: str) -> Future[None]:
         """Take a name away from new requests between two steps."""
 
-        def remove() -> None:
-            self.parts.resident(name)
-            self.parts.store.remove(name)
-            self._paths.pop(name, None)
-
-        return self.call(remove)
+        self.parts.resident(name)
+        return self.call(lambda: self.parts.residents.remove(name))
 
     def list_adapters(self) -> tuple[AdapterStatus, ...]:
         """Return every adapter by name."""
-        return tuple(self._status(name) for name in self.parts.store.names()) if self.parts.store is not None else ()
+        return tuple(map(self._status, self.parts.store.residents())) if self.parts.store is not None else ()
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Refuse new requests and wait until all others have ended."""
@@ -254,7 +250,7 @@ class Core:
             current = self.parts.resident(request.adapter)
             if current is not request.resident:
                 request.canvas = self.parts.canvas(request.prompt, request.params, current)
-                request.resident = current
+                request.row, request.resident = self.parts.row(request.canvas, request.params), current
         except LadError as error:
             self._fail(request, error)
             return False
@@ -374,10 +370,10 @@ class Core:
         own = self.parts.engine.adapter_facts
         return request.adapter if self.parts.store is not None else own and own.name
 
-    def _status(self, name: str) -> AdapterStatus:
-        resident = self.parts.store.get(name)
+    def _status(self, resident: Resident) -> AdapterStatus:
         running: dict[int, int] = {}
         for one in self._running:
-            if one.resident is not None and one.resident.name == name:
+            if one.resident is not None and one.resident.name == resident.name:
                 running[one.resident.version] = running.get(one.resident.version, 0) + 1
-        return AdapterStatus(name, resident.version, resident.facts.rank, self._paths.get(name), running)
+        path = self.parts.residents.path(resident.name)
+        return AdapterStatus(resident.name, resident.version, resident.facts.rank, path and str(path), running)

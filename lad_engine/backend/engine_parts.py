@@ -12,16 +12,19 @@ from ..adapters.store import AdapterStore, Resident
 from ..config import SamplingParams
 from ..contracts import AdapterFacts, Canvas, GenerationResult
 from ..engine import Engine
-from ..errors import AdapterError, ConfigError, RequestError
-from ..requests import check_batch, lay_out_request
+from ..errors import AdapterError, ConfigError
+from ..requests import check_batch, check_canvas, lay_out_request
 from ..runtime.graphs import Graphs, buffer_bytes
 from ..runtime.readout import Outcome
 from ..text.answer import cut_answer
 from ..text.canvas import fixed_length
 from ..text.prompts import Prompt
 
-# Host-stepped rows are grouped by coarser shapes than captured ones: nothing is captured, and padding is hardly computed.
-POSITIONS, ANSWERS, LEAST_STEPS = 64, 32, 64
+# Host-stepped rows are grouped by coarser shapes than captured ones. Where each is forwarded at its own length padding costs nothing.
+POSITIONS, ANSWERS, LEAST_STEPS = 128, 64, 64
+OWN_LENGTH_POSITIONS, OWN_LENGTH_ANSWERS = 1024, 128
+# Rows of a host-stepped batch from the start: those that rest are not forwarded, and buffers that grow are copied.
+FIRST_ROWS = 8
 
 
 class EngineParts:
@@ -29,6 +32,8 @@ class EngineParts:
 
     store: its named adapters, None without. denoiser, family: what steps a batch and sorts it into buckets; graphs: the captured
     buckets, None where steps run eagerly. can_join: rows of this family can join a running batch; else requests start together.
+    shares_rules: rows of other token rules may share a batch, which sorts candidates for all as for the one that needs most. It costs
+    less than another product with the weights; where rows have no product in common it would only cost.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -39,6 +44,9 @@ class EngineParts:
         self.denoiser, self.family = self._decoding._denoiser, self._decoding._buckets
         self.can_join = hasattr(self.family, "seat")
         self.device = torch.device(engine.config.device)
+        model = engine.model
+        self._has_own_lengths = model.batch_invariant and not model.rows_stand_alone
+        self.shares_rules = not model.batch_invariant
 
     @property
     def graphs(self) -> Graphs | None:
@@ -55,22 +63,28 @@ class EngineParts:
     def params(self, params: SamplingParams | None, resident: Resident | None) -> SamplingParams:
         """Check a request's parameters; None is the profile of its adapter."""
         if params is None:
-            params = self.engine.sampling(resident.facts.profile if resident is not None else None)
+            params = self.engine.sampling(adapter=resident and resident.name)
         check_batch([params], self.engine.facts, self.engine.family)
         return params
 
     def canvas(self, prompt: str | Prompt | Canvas, params: SamplingParams, resident: Resident | None) -> Canvas:
         """Lay a prompt out for its adapter, or check what the caller laid out; RequestError where it does not fit."""
         engine = self.engine
-        if isinstance(prompt, Canvas):
-            return _checked(prompt, engine.facts.max_positions, engine.facts.vocab_size)
         if engine.mask_id is None:
             raise ConfigError("mask_token is None, expected a piece to hide answer positions with. Load the engine with one.")
+        if isinstance(prompt, Canvas):
+            return check_canvas(prompt, engine.facts)
         facts: AdapterFacts | None = engine.adapter_facts if self.store is None else resident and resident.facts
         return lay_out_request(prompt, params, facts, engine.codec, engine.facts, engine.family, engine.mask_id)
 
+    @torch.inference_mode()
     def row(self, canvas: Canvas, params: SamplingParams) -> Any:
-        """Return a request's state on the host, a batch of one."""
+        """Return a request's state on the host, a batch of one; any thread may ask.
+
+        It is what `Engine.generate` begins with, so that it refuses what that refuses.
+        Raises:
+            RequestError, ConfigError: canvas and parameters do not go together.
+        """
         return self._decoding._lay_out([canvas], [params], self.engine.mask_id, self.engine.eos_ids)
 
     def begin(self, canvases: Sequence[Canvas], params: Sequence[SamplingParams]) -> Any:
@@ -82,11 +96,19 @@ class EngineParts:
         """Return the bucket a request belongs to, for one row."""
         bucket = self.family.bucket_of(row)
         if self.graphs is None:
-            limit = self.family.max_positions
-            positions = max(row.ids.shape[1], min(_rounded(row.ids.shape[1], POSITIONS), limit))
-            answers = min(_rounded(row.answer.shape[1], ANSWERS), positions)
+            limit, own = self.family.max_positions, self._has_own_lengths
+            unit, answer_unit = (OWN_LENGTH_POSITIONS, OWN_LENGTH_ANSWERS) if own else (POSITIONS, ANSWERS)
+            positions = max(row.ids.shape[1], min(_rounded(row.ids.shape[1], unit), limit))
+            answers = min(_rounded(row.answer.shape[1], answer_unit), positions)
             bucket = dataclasses.replace(bucket, positions=positions, answers=answers, steps=max(bucket.steps, LEAST_STEPS))
         return bucket
+
+    @property
+    def first_rows(self) -> int:
+        """Rows that a batch is opened with."""
+        # Beside adapters rows are forwarded whether they rest or not.
+        is_free = self._has_own_lengths or self.store is None
+        return FIRST_ROWS if self.graphs is None and is_free else 1
 
     def check_memory(self, bucket: Any, like: Any) -> None:
         """Raise DeviceMemoryError where a captured bucket does not fit what the device has free."""
@@ -127,14 +149,6 @@ class EngineParts:
         own = self.engine.adapter_facts
         name = adapter if self.store is not None else own and own.name
         return self.engine._result(outcome, canvas, params, timings, name)
-
-
-def _checked(canvas: Canvas, max_positions: int, vocab_size: int) -> Canvas:
-    if canvas.length > max_positions:
-        raise RequestError(f"canvas: it has {canvas.length} positions, expected at most {max_positions} (the model's window). Shorten it.")
-    if not 0 <= int(canvas.ids.min()) <= int(canvas.ids.max()) < vocab_size:
-        raise RequestError(f"canvas: a token id is outside the base's vocabulary, expected 0 to {vocab_size - 1}.")
-    return canvas
 
 
 def _rounded(size: int, unit: int) -> int:

@@ -78,7 +78,7 @@ class Groups:
             return
         for request in requests:
             try:
-                row = self._parts.row(request.canvas, request.params)
+                row = request.take_row(self._parts)
                 self._join(request, row, self._parts.bucket(row))
             except Exception as error:  # noqa: BLE001 - whatever beginning raises concerns this request alone
                 self._on_fail(request, _reason(error, "could not begin"))
@@ -164,7 +164,7 @@ class Groups:
         opened: Group | None = None
         for request in requests:
             try:
-                row = self._parts.row(request.canvas, request.params)
+                row = request.take_row(self._parts)
                 bucket = self._parts.bucket(row)
                 slot = opened.free_slot() if opened is not None and opened.slots.fits(bucket, row) else None
                 if opened is None or slot is None:
@@ -177,7 +177,8 @@ class Groups:
 
     def _join(self, request: Request, row: Any, bucket: Any) -> None:
         most = min(self._limits.max_rows, self._most_rows.get(key(bucket), self._limits.max_rows))
-        for group in self._groups:
+        # The batch that sorts most candidates first, so that of two whose rows could be together the other one empties.
+        for group in sorted(self._groups, key=lambda group: -group.slots.candidates):
             if not group.is_open or not group.slots.fits(bucket, row):
                 continue
             if group.free_slot() is None and group.slots.rows < most:
@@ -189,7 +190,7 @@ class Groups:
                 group.slots.put(slot, row)
                 group.requests[slot] = request
                 return
-        self._open(request, row, bucket, 1, is_open=True)
+        self._open(request, row, bucket, min(most, self._parts.first_rows), is_open=True)
 
     def _open(self, request: Request, row: Any, bucket: Any, rows: int, is_open: bool) -> Group:
         shared = key(bucket)
@@ -225,9 +226,11 @@ class Groups:
                 group.slots.close()
                 self._groups.remove(group)
             elif may_shrink and isinstance(group.slots, Slots) and 4 * len(group.requests) <= group.slots.rows:
+                rows = max(_power_of_two(len(group.requests)), self._parts.first_rows)
                 # A saving, not a need: where it cannot be had, the batch goes on as it is.
                 with contextlib.suppress(DeviceMemoryError, CaptureError, torch.OutOfMemoryError):
-                    self._resize(group, _power_of_two(len(group.requests)))
+                    if rows < group.slots.rows:
+                        self._resize(group, rows)
 
 
 def _reason(error: Exception, what: str) -> LadError:

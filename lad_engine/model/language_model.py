@@ -14,9 +14,10 @@ from .transformer import Transformer
 class LanguageModel:
     """A transformer read as a denoiser (implements `contracts.Denoisable`).
 
-    batch_invariant True forwards each sequence at its own length, so that its numbers do not depend on its batch-mates, and leaves
-    out those nobody reads; False forwards the padded batch at once, always whole, and ignores the padding in attention, and so does
-    True where rows_stand_alone: the ops then give every row of a padded batch the bits it has alone (`ops.rows_stand_alone`).
+    batch_invariant True forwards each sequence at its own length, so that its numbers do not depend on its batch-mates; False forwards
+    the padded batch at once and ignores the padding in attention, and so does True where rows_stand_alone: the ops then give every row
+    of a padded batch the bits it has alone (`ops.rows_stand_alone`). Sequences that nobody reads are left out, but not of a padded batch
+    beside stacked adapters.
     """
 
     def __init__(self, transformer: Transformer, batch_invariant: bool = True, rows_stand_alone: bool = False) -> None:
@@ -52,6 +53,8 @@ class LanguageModel:
             hidden = self.hidden(ids, lengths)
             return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
         if not self.batch_invariant or self.rows_stand_alone:
+            if unread is not None and any(unread) and self.transformer.adapter_rows is None:
+                return self._read_live(ids, positions, lengths, unread)
             on_device = torch.tensor(lengths, device=ids.device)
             longest = max(lengths)
             same = min(lengths) == longest
@@ -63,6 +66,14 @@ class LanguageModel:
             if unread is None or not unread[b]:
                 with spanning(self.transformer.adapter_rows, b, b + 1):
                     read[b] = self.hidden(ids[b : b + 1, :length])[0][rows[b].clamp(max=length - 1)]
+        return read
+
+    def _read_live(self, ids: Tensor, positions: Tensor, lengths: tuple[int, ...], unread: tuple[bool, ...]) -> Tensor:
+        """Return `read_rows` of the sequences that somebody reads, and zeros for the others."""
+        read = self.head.norm.new_zeros(*positions.shape, self.transformer.facts.width)
+        live = [b for b, rests in enumerate(unread) if not rests]
+        if live:
+            read[live] = self.read_rows(ids[live], positions[live], tuple(lengths[b] for b in live))
         return read
 
     def choose(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,17 @@ def serve(engine: Engine, scenario: Callable[[AsyncEngine], Any], **limits: Any)
             check_nothing_left(backend)
 
     return asyncio.run(run())
+
+
+@contextlib.contextmanager
+def paused(backend: Any) -> Iterator[None]:
+    """Let the device thread wait: what is submitted within the block starts together behind it."""
+    go_on = threading.Event()
+    backend._core.call(go_on.wait)
+    try:
+        yield
+    finally:
+        go_on.set()
 
 
 def check_nothing_left(backend: Any) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 import torch
-from backend_kit import facts_of, random_requests, serve, tiny_engine
+from backend_kit import facts_of, paused, random_requests, serve, tiny_engine
 
 from lad_engine.backend import Stepped
 from lad_engine.backend.groups import Groups
@@ -132,7 +132,9 @@ def test_out_of_memory_halves_the_batch_and_retries_once(engine, monkeypatch):
     monkeypatch.setattr(denoiser, "step_", broken)
 
     async def scenario(backend):
-        first = await asyncio.gather(*(backend.generate("hello", one) for one in params))
+        with paused(backend):
+            handles = [backend.submit("hello", one) for one in params]
+        first = [await handle.result() for handle in handles]
         assert max(rows) == 8 and backend.stats().retries == 1 and backend.stats().failed == 0
         rows.clear()
         second = await asyncio.gather(*(backend.generate("hello", one) for one in params))

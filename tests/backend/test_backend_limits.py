@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from backend_kit import check_nothing_left, random_requests, serve, tiny_engine, until
+from backend_kit import check_nothing_left, paused, random_requests, serve, tiny_engine, until
 
 from lad_engine.backend import AsyncEngine, Limits, SyncEngine
 from lad_engine.backend.engine_parts import EngineParts
@@ -84,14 +84,14 @@ def test_a_deadline_ends_a_request_in_the_queue_and_while_it_runs(engine):
 
 
 def test_cancelling_leaves_the_others_undisturbed(folder, engine):
-    requests = random_requests(8, 2)
+    requests = random_requests(8, 2, steps_between=(40, 60))
     alone = tiny_engine(folder)
 
     async def scenario(backend):
         handles = [backend.submit(*request) for request in requests]
         doomed = [backend.submit("hello", long_params(engine, seed=n)) for n in range(4)]
         task = asyncio.ensure_future(backend.generate("hello", long_params(engine)))
-        await until(lambda: backend.stats().running == 13)
+        await until(lambda: backend.stats().waiting == 0 and backend.stats().submitted == 13)
         for handle in doomed:
             handle.cancel()
             handle.cancel()
@@ -128,8 +128,11 @@ def test_one_client_with_many_requests_does_not_hold_up_another(engine):
             await backend.submit("hello", params, client=client).result()
             ended.append(client)
 
-        await asyncio.gather(*(ask("many") for _ in range(12)), ask("one"))
-        assert ended.index("one") <= 2
+        with paused(backend):
+            asked = asyncio.gather(*(ask("many") for _ in range(12)), ask("one"))
+            await until(lambda: backend.stats().waiting == 13)
+        await asked
+        assert ended.index("one") <= 1
 
     serve(engine, scenario, max_running=1)
 
