@@ -195,6 +195,20 @@ def families_table(result: Result) -> str:
     return _table("Decoding families, ours / plain transcription of the reference loop", result, head, rows, *notes)
 
 
+def evidence_table(result: Result) -> str:
+    """One line per claim about an adaptation: both values, how much better ours is with its interval, and whether it holds."""
+    rows, notes = [], []
+    for row in result["rows"]:
+        for one in row["claims"]:
+            gain = f"{one['gain']:.3g} ({one['low']:.3g} to {one['high']:.3g})" if "gain" in one else ""
+            verdict = "holds" if one["is_clear"] else "holds, within chance" if one["holds"] else "does not hold"
+            rows.append([row["family"], one["what"], f"{one['value']:.3g}", f"{one['against']:.3g}", gain, str(one["n"]), verdict])
+        if row.get("plot"):
+            notes.append(f"Loss curve: [bench/results/{row['plot']}](bench/results/{row['plot']}).")
+    head = ["family", "claim", "value", "against", "better by (95 %)", "examples", "verdict"]
+    return _table("What a short adaptation learnt", result, head, rows, *notes)
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "cpu": cpu_table,
     "step": step_table,
@@ -203,6 +217,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "ops": ops_table,
     "agreement": agreement_table,
     "families": families_table,
+    "families_evidence": evidence_table,
 }
 
 

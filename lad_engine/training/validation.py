@@ -41,15 +41,15 @@ def validate(model: Any, ops: Any, data: ValidationSet, mask_id: int, device: to
     for name, variant, level in LEVELS:
         totals = torch.zeros(3, dtype=torch.float64)
         for batch in data.batches:
-            totals += _score(model, ops, batch, mask_id, device, variant, level)
+            totals += score_level(model, ops, batch, mask_id, device, variant, level)
         count = max(float(totals[2]), 1.0)
         out[f"val_loss_{name}"], out[f"val_recovered_{name}"] = float(totals[0]) / count, float(totals[1]) / count
     out["val_loss"] = sum(out[f"val_loss_{name}"] for name, _, _ in LEVELS) / len(LEVELS)
     return out
 
 
-def _score(model: Any, ops: Any, batch: Batch, mask_id: int, device: torch.device, variant: str, level: float) -> Tensor:
-    """Return (summed loss, recovered, count) `[3]` fp64."""
+def score_level(model: Any, ops: Any, batch: Batch, mask_id: int, device: torch.device, variant: str, level: float) -> Tensor:
+    """Return (summed loss, recovered, count) `[3]` fp64 over the answer tokens that one level of corruption changes."""
     ids, start = batch.ids.to(device), batch.answer_start.to(device)
     lengths = torch.full_like(start, ids.shape[1])
     step = torch.zeros((), dtype=torch.int64, device=device)

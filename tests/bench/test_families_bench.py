@@ -11,12 +11,15 @@ import torch
 from bench_on_path import ROOT
 
 import bench.families.decode
-from bench.families.masked_evidence import copied, main, scores, verdict
+from bench.families.evidence import claim, exactly, held_out
+from bench.families.masked_evidence import copied, fill_claims, main, scores
 from bench.families.masked_loop import random_reveal
 from bench.report import TABLES, measured
 from bench.results import check_result
+from lad_engine.text.codec import load_tokenizer
 from lad_engine.train import main as train
 from lad_engine.training.config import TrainConfig
+from lad_engine.training.data import Limits, load_examples, parse_source
 from tiny_checkpoint import make_tiny
 
 SENTENCES = (
@@ -79,17 +82,21 @@ def test_the_config_of_the_adaptation_is_one_the_trainer_takes():
     assert all((ROOT / source.partition("=")[0]).is_file() for source in config.data)
 
 
+DROPPED = ("steps", "max_length", "max_prompt", "val_", "save_every", "output", "learning_rate")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evidence")
     make_tiny(folder / "base")
-    rows = [{"instruction": f"{i}", "output": text} for text in SENTENCES for i in range(16)]
+    rows = [{"instruction": f"{n} {i}", "output": f"{text} {i}"} for n, text in enumerate(SENTENCES) for i in range(16)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     toml = (ROOT / "bench" / "families" / "masked.toml").read_text()
     lines = [line for line in toml.splitlines() if not line.startswith(("  ", "]", "data", "mask_token", "system_prompt"))]
     lines += [f'data = ["{folder / "data.jsonl"}"]', f'base = "{folder / "base"}"', 'mask_token = "MASK"']
-    kept = [line for line in lines if not line.startswith(("steps", "max_length", "max_prompt", "val_share", "output", "learning_rate"))]
-    kept += ["steps = 150", "max_length = 160", "val_share = 0.2", "learning_rate = 1e-2", f'output = "{folder / "run"}"', 'device = "cpu"']
+    kept = [line for line in lines if not line.startswith(DROPPED)]
+    kept += ["steps = 150", "val_every = 1000", "save_every = 1000", "val_examples = 4", "max_length = 160", "val_share = 0.2"]
+    kept += ["learning_rate = 1e-2", f'output = "{folder / "run"}"', 'device = "cpu"']
     (folder / "masked.toml").write_text("\n".join(kept) + "\n")
     return folder
 
@@ -97,20 +104,59 @@ def place(tmp_path_factory):
 def test_an_adaptation_recovers_words_and_fills_gaps_better_than_copying(place, capsys):
     assert train(["--config", str(place / "masked.toml"), "--no-plot", "--quiet"]) == 0
     arguments = ["--config", str(place / "masked.toml"), "--adapter", str(place / "run" / "adapter.safetensors")]
-    assert main([*arguments, "--examples", "8", "--steps", "6", "--out", str(place / "out.json")]) == 0
-    found = json.loads((place / "out.json").read_text())
-    assert found["recovered"]["adapted"]["recovered_masked_30"] > found["recovered"]["unadapted"]["recovered_masked_30"] + 0.2
-    assert found["gaps"] > 2 and all(found["holds"].values())
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["holds"] == found["holds"]
+    assert main([*arguments, "--examples", "8", "--gaps", "6", "--steps", "6", "--out", str(place / "out.json")]) == 0
+    result = json.loads((place / "out.json").read_text())
+    check_result(result)
+    (row,) = result["rows"]
+    claims = row["claims"]
+    assert len(claims) == 5 and all(one["holds"] and one["low"] <= one["gain"] <= one["high"] for one in claims)
+    assert claims[0]["gain"] > 0.2 and claims[0]["is_clear"] and len(row["samples"]) == 6
+    assert [line["step"] for line in row["curve"] if "val_loss" in line] == [0, 150]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == result["rows"]
+    claims[4] |= {"low": -0.1, "is_clear": False}
+    claims[3] |= {"holds": False, "is_clear": False}
+    table = TABLES["families_evidence"]({**result, "rows": [{**row, "plot": "masked.png"}]})
+    assert (table.count("| holds |"), table.count("| holds, within chance |"), table.count("| does not hold |")) == (3, 1, 1)
+    assert "[bench/results/masked.png](bench/results/masked.png)" in table
+
+
+def test_held_out_text_shares_no_question_and_no_answer_with_training(tmp_path):
+    make_tiny(tmp_path)
+    codec = load_tokenizer(tmp_path)
+    rows = [{"instruction": f"ask {i % 30}", "output": f"say {i % 25 if i % 2 else i}"} for i in range(200)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = TrainConfig(data=(str(tmp_path / "data.jsonl"),), val_share=0.3, max_length=160)
+    limits = Limits(config.max_length, config.max_prompt, config.max_chars, config.too_long, config.system_prompt)
+    _, kept, _ = load_examples(map(parse_source, config.data), codec, limits, config.val_share)
+    with pytest.raises(ValueError, match="no held-out text is left"):
+        held_out(config, codec)
+    rows += [{"instruction": f"other {i}", "output": f"else {i}"} for i in range(40)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fresh = held_out(config, codec)
+    assert 0 < len(fresh) < len(kept) + 40 and (fresh.key[:-1] <= fresh.key[1:]).all()
+    assert all(codec.decode(fresh.answer(i)).startswith("else") for i in range(len(fresh)))
+
+
+def test_a_claim_compares_the_same_examples_and_says_how_sure_it_is():
+    ours, theirs = [(n % 7 + 1.0, 7.0) for n in range(50)], [(n % 7 + 0.0, 7.0) for n in range(50)]
+    found = claim("x", ours, theirs)
+    # The difference is the same in every example, however much they differ from one another.
+    assert found["gain"] == pytest.approx(1 / 7) == pytest.approx(found["low"]) == pytest.approx(found["high"])
+    assert found["holds"] and found["is_clear"] and found["n"] == 50 and found == claim("x", ours, theirs)
+    assert not claim("x", ours, theirs, lower_is_better=True)["holds"]
+    noisy = claim("x", [(float(n % 2), 1.0) for n in range(40)], [(float((n + 1) % 2), 1.0) for n in range(39)] + [(0.5, 1.0)])
+    assert noisy["low"] < 0 < noisy["high"] and not noisy["is_clear"]
+    # A text without tokens counts nothing on its side alone.
+    assert claim("x", [(1.0, 1.0), (0.0, 0.0)], [(1.0, 2.0), (1.0, 2.0)])["value"] == 1.0
+    assert not exactly("x", 3, 4)["holds"]
 
 
 def test_copying_takes_the_words_beside_the_gap():
     case = {"left": "a b c d", "gap": " e f", "right": " g h i"}
     assert (copied(case, "left"), copied(case, "right")) == ("c d", "g h")
-    assert scores(["e f"], [case])["rouge_2"] == 1.0 and scores(["c d"], [case])["rouge_1"] == 0.0
-    half = {"rouge_1": 0.5, "rouge_2": 0.5, "rouge_l": 0.5}
-    found = {
-        "recovered": {"adapted": {"recovered_masked_30": 0.4}, "unadapted": {"recovered_masked_30": 0.5}},
-        "infilling": {"adapted": half, "copy_left": {**half, "rouge_2": 0.6}, "copy_right": half},
-    }
-    assert not any(verdict(found).values())
+    assert scores("rouge_2", ["e f"], [case]) == [(1.0, 1.0)] and scores("rouge_1", ["c d"], [case]) == [(0.0, 1.0)]
+    right, wrong = fill_claims(["e f"], [case]), fill_claims(["x y"], [case])
+    assert all(one["holds"] for one in right) and not any(one["holds"] for one in wrong)
+    # Copying counts by its better side.
+    echo = {"left": "a e f", "gap": " e f", "right": " g h"}
+    assert [one["against"] for one in fill_claims(["e f"], [echo])] == [1.0, 1.0, 1.0]

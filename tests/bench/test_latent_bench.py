@@ -32,16 +32,17 @@ def test_the_training_config_is_one_and_its_profile_holds():
     assert SamplingParams(steps=15).solver == "midpoint"
 
 
-def test_evidence_names_the_base_at_time_zero(monkeypatch, tmp_path, capsys):
-    model, base = make_tiny_latent(tmp_path / "model"), make_tiny(tmp_path / "base")
-    data = tmp_path / "data.jsonl"
-    data.write_text("\n".join(json.dumps({"instruction": f"say {n}", "output": "the user"}) for n in range(40)))
-    arguments = ["--model", str(model), "--base", str(base), "--data", str(data), "--examples", "4", "--answer", "3", "--out"]
+def test_evidence_names_the_base_at_time_zero(tmp_path):
+    model, base = make_tiny_latent(tmp_path / "run" / "model"), make_tiny(tmp_path / "base")
+    data, out = tmp_path / "data.jsonl", tmp_path / "evidence.json"
+    data.write_text("\n".join(json.dumps({"instruction": f"say {n}", "output": f"the user {n}"}) for n in range(40)))
     config = tmp_path / "run.toml"
     config.write_text('objective = "latent_ode"\nrank = 4\nval_share = 0.3\nmax_length = 160\n')
-    monkeypatch.setattr(sys, "argv", ["evidence", *arguments, str(tmp_path / "evidence.json"), "--config", str(config)])
-    # Random modulation makes nothing better, which the exit code says; the base is the base all the same.
-    assert bench.families.latent_evidence.main() == 1
-    row = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert row["equal"] == row["prompts"] == 4 and not row["is_shown"]
-    assert row["loss_t0"] > 0 and row["loss_t50"] > row["loss_t0"] - 1.0
+    arguments = ["--model", str(model), "--base", str(base), "--data", str(data), "--config", str(config), "--out", str(out)]
+    # Random modulation makes nothing better but by chance, which the exit status says; the base is the base all the same.
+    status = bench.families.latent_evidence.main([*arguments, "--examples", "4", "--answer", "3"])
+    (row,) = json.loads(out.read_text())["rows"]
+    half, losses, greedy = row["claims"]
+    assert status == (0 if half["holds"] else 1) and half["against"] > 0 and not half["is_clear"]
+    assert (losses["value"], losses["against"], losses["holds"]) == (4, 4, True)
+    assert (greedy["value"], greedy["against"], greedy["holds"]) == (4, 4, True)

@@ -9,7 +9,7 @@ import pytest
 from bench_on_path import ROOT
 
 import bench.families.decode
-from bench.families.simplex_evidence import main, verdict
+from bench.families.simplex_evidence import main
 from bench.families.simplex_row import peak_mib
 from lad_engine.train import main as train
 from lad_engine.training.config import TrainConfig
@@ -37,10 +37,10 @@ def test_the_committed_config_is_a_simplex_run():
     assert (config.objective, config.profile, config.predicts_next_token) == ("simplex", "tess2", True)
 
 
-def test_the_evidence_runs_and_is_judged_by_both_claims(tmp_path):
+def test_the_evidence_runs_and_its_exit_status_is_that_of_both_claims(tmp_path):
     make_tiny(tmp_path / "base")
     words = ("user", "in", "an", "other")
-    rows = [{"instruction": f"{word} {number}", "output": f"the {word}"} for word in words for number in range(6)]
+    rows = [{"instruction": f"{word} {number}", "output": f"the {word} {number}"} for word in words for number in range(6)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "run.toml").write_text(
         f'base = "{tmp_path}/base"\ndata = ["{tmp_path}/data.jsonl"]\noutput = "{tmp_path}/run"\nobjective = "simplex"\n'
@@ -51,8 +51,11 @@ def test_the_evidence_runs_and_is_judged_by_both_claims(tmp_path):
     out = tmp_path / "evidence.json"
     asked = ["--adapter", str(tmp_path / "run" / "adapter.safetensors"), "--config", str(tmp_path / "run.toml"), "--out", str(out)]
     done = main([*asked, "--questions", "3", "--examples", "4", "--steps", "10", "--tokens", "4"])
-    found = json.loads(out.read_text())
-    assert found["holds"] == verdict(found) and done == (0 if all(found["holds"].values()) else 1)
-    assert found["holds"]["validation_loss_fell"] and len(found["samples"]) == 3
-    worse = {**found, "fluency": {"last_pass": {"perplexity": 9.0}, "early_pass": {"perplexity": 8.0}}}
-    assert verdict(worse)["last_pass_beats_the_early_one"] is False
+    (row,) = json.loads(out.read_text())["rows"]
+    loss, fluency = row["claims"]
+    assert loss["holds"] and "after pass 10, against after pass 1" in fluency["what"]
+    assert done == (0 if loss["holds"] and fluency["holds"] else 1)
+    assert len(row["samples"]) == 3 and set(row["fluency"]) == {"last_pass", "early_pass", "short_decode"}
+    # The validation loss of the run itself falls with the evidence's.
+    measured = [line["val_loss"] for line in row["curve"] if "val_loss" in line]
+    assert measured[-1] < measured[0]
