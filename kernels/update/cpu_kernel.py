@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..._cpu import PreparedUpdate
+from ..._cpu import update as _update
 from .buffers import RULES, UpdateBuffers, UpdateRules, UpdateTables
 
 # Bits of the rules a batch uses, as csrc/cpu/update.h numbers them.
@@ -21,10 +21,13 @@ def update(
     mask_id: int,
     used: frozenset[str],
 ) -> None:
-    """Contract of the reference; CPU tensors, whose shapes and types the extension checks as it reads them."""
+    """Contract of the reference; CPU tensors, whose shapes and types the extension checks when it first reads them.
+
+    It knows the tensors of the last batches again by identity, so none of them may be given another storage in between.
+    """
     if used - BITS.keys():
         raise ValueError(f"update: used is {sorted(used)}, expected names among {', '.join(RULES)}.")
     bits = 0
     for rule in used:
         bits |= BITS[rule]
-    PreparedUpdate(buffers, rules, tables, bits).run(token, confidence, mask_id)
+    _update(buffers, rules, tables, token, confidence, mask_id, bits)
