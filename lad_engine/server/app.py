@@ -24,7 +24,7 @@ from .gate import Gate
 from .metrics import CONTENT_TYPE, render
 from .openapi import describe
 from .pages import add_pages
-from .service import PARAMETERS, Asked, Service
+from .service import Asked, Service
 from .settings import ServerSettings
 from .stream import EventStream, until_gone
 from .structure import ROUNDS, Skeleton
@@ -51,6 +51,7 @@ def build_app(backend: AsyncEngine, settings: ServerSettings | None = None) -> F
         add_pages(app, service)
     app.openapi = describe(app)
     app.add_exception_handler(Failure, _answer_failure)
+    app.add_exception_handler(LadError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http)
     if service.settings.cors_origins:
         origins = list(service.settings.cors_origins)
@@ -123,7 +124,7 @@ def _add_adapters(app: FastAPI, service: Service) -> None:
         if body.name == service.own_name:
             raise Failure(400, f"name is {body.name!r}, which is the base's own name, expected another. Rename it.", param="name")
         return await _managed(
-            service.backend.load_adapter(body.name, path), lambda status: {"name": status.name, "version": status.version}
+            service.backend.load_adapter(body.name, path), lambda status: {"name": status.name, "version": status.version}, body
         )
 
     @app.delete("/v1/adapters/{name}")
@@ -136,11 +137,11 @@ def _add_adapters(app: FastAPI, service: Service) -> None:
         return await _managed(service.backend.unload_adapter(name), lambda _: {"name": name, "deleted": True})
 
 
-async def _managed(change: Any, shown: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+async def _managed(change: Any, shown: Callable[[Any], dict[str, Any]], body: AdapterBody | None = None) -> dict[str, Any]:
     try:
         return shown(await change)
     except LadError as error:
-        raise failure_of(error, ("name", "path")) from error
+        raise failure_of(error, body) from error
 
 
 async def _read(request: HttpRequest, kind: type[Body]) -> Any:
@@ -200,8 +201,8 @@ async def _result(request: HttpRequest, service: Service, asked: Asked) -> Finis
 
 async def _answer_json(request: HttpRequest, service: Service, body: ChatBody, prompt: Mapping[str, Any]) -> Response:
     """Answer with JSON of the request's schema, in rounds; 422 where values do not hold after the last."""
-    for name in ("stream", "draft", "infill", "logprobs"):
-        if getattr(body, name):
+    for name in ("stream", "stream_options", "draft", "infill", "logprobs", "stop", "context_window"):
+        if getattr(body, name) not in (None, False):
             raise Failure(400, f"{name} is given beside a JSON schema, expected one of them. Leave one out.", param=name)
     if body.response_format.json_schema is None:
         raise Failure(400, "response_format.json_schema is missing, expected it with type json_schema. Give it.", param="response_format")
@@ -209,12 +210,12 @@ async def _answer_json(request: HttpRequest, service: Service, body: ChatBody, p
     try:
         params = service.params(body, adapter)
     except LadError as error:
-        raise failure_of(error, PARAMETERS) from error
+        raise failure_of(error, body) from error
     skeleton, nfe = Skeleton(body.response_format.json_schema.schema_), 0
     sizes = skeleton.sizes(engine.codec, params.max_new_tokens)
     for number in range(ROUNDS):
         asked = service.submit(
-            body, {**prompt, "infill": skeleton.infill(sizes)}, "result", _client(request, body), _id(request, number), number
+            body, {**prompt, "infill": skeleton.infill(sizes)}, "result", _client(request, body), _id(request, number), number, True
         )
         done = await _result(request, service, asked)
         nfe += done.result.nfe
@@ -244,7 +245,7 @@ def _turn(message: Message) -> dict[str, str]:
 
 def _model(service: Service, name: str, adapter: str | None) -> dict[str, Any]:
     engine = service.backend.engine
-    facts = engine.list_adapters()[adapter] if adapter is not None else engine.adapter_facts
+    facts = engine.list_adapters().get(adapter) if adapter is not None else engine.adapter_facts
     version = next((one.version for one in service.backend.list_adapters() if one.name == adapter), None)
     return {
         "id": name,
@@ -257,9 +258,22 @@ def _model(service: Service, name: str, adapter: str | None) -> dict[str, Any]:
             "adapter_version": version,
             "decodes_as": engine.family,
             "max_positions": engine.facts.max_positions,
-            "profile": facts.profile if facts is not None else engine.sampling().profile,
+            "profile": _profile(service, adapter),
         },
     }
+
+
+def _profile(service: Service, adapter: str | None) -> str | None:
+    """Return the profile of requests that name none; None where such a request is refused, or the adapter is not here."""
+    try:
+        return service.backend.engine.sampling(adapter=adapter).profile
+    except LadError:
+        return None
+
+
+async def _answer_error(_: HttpRequest, error: LadError) -> Response:
+    failure = failure_of(error)
+    return JSONResponse(failure.body, failure.status, failure.headers)
 
 
 async def _answer_failure(_: HttpRequest, failure: Failure) -> Response:

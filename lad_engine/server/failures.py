@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
+from ..config import ALIASES
 from ..errors import (
     AdapterError,
     ClosedError,
@@ -32,6 +35,14 @@ _STATUS: tuple[tuple[type[LadError], int, str, str | None], ...] = (
     (AdapterError, 400, "invalid_request_error", "adapter"),
     (LadError, 500, "server_error", None),
 )
+# What a sentence of the engine calls something, and what the endpoints call it.
+_NAMES = {
+    "prompt": ("messages", "prompt", "instruction", "text", "infill"),
+    "draft": ("draft", "spans", "infill"),
+    "infill": ("infill", "spans", "text"),
+    "adapter": ("model", "path", "name"),
+}
+_ROW = re.compile(r"(canvas|prompt) \d+: ")
 _WINDOW = re.compile(r"expected at most (\d+) (?:\(the model's window\)|\(max_tokens\))")
 
 
@@ -56,8 +67,8 @@ class Failure(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
-def failure_of(error: LadError, names: Collection[str] = ()) -> Failure:
-    """Return how an engine's error is answered; names are the parameters it may be about, found as the first word of its sentence."""
+def failure_of(error: LadError, body: BaseModel | None = None) -> Failure:
+    """Return how an engine's error is answered; of a request's `body` it names the parameter that it is about."""
     _, status, kind, code = next(row for row in _STATUS if isinstance(error, row[0]))
     message, headers = " ".join(str(error).split()), {}
     if isinstance(error, OverloadError):
@@ -66,6 +77,25 @@ def failure_of(error: LadError, names: Collection[str] = ()) -> Failure:
         headers["Retry-After"] = str(RETRY_CLOSED_S)
     if status == 400 and _WINDOW.search(message):
         code = "context_length_exceeded"
-    word = re.match(r"\w+", message)
-    param = word.group() if status == 400 and word and word.group() in names else None
+    param = _parameter(message, body) if status == 400 and body is not None else None
     return Failure(status, message, kind, param, code, headers)
+
+
+def as_asked(name: str, body: BaseModel) -> str:
+    """Return a sampling parameter's name as the request spelled it."""
+    spellings = [name, *(alias for alias, canonical in ALIASES.items() if canonical == name)]
+    return next((spelling for spelling in (*spellings, "max_completion_tokens") if spelling in body.model_fields_set), name)
+
+
+def _parameter(message: str, body: BaseModel) -> str | None:
+    """Return the parameter that a sentence is about: its first word, else the first of its words that the request gave a value for."""
+    words = re.findall(r"\w+", _ROW.sub("", message, count=1))
+    fields, given = type(body).model_fields, body.model_fields_set
+    # "prompt: the draft is empty" is about the draft.
+    parts = [word for word in words[1:4] if word in ("draft", "infill", "format")] if words[0] == "prompt" else []
+    for name in (*parts, *_NAMES.get(words[0], ())):
+        if name in given:
+            return name
+    if words[0] in fields:
+        return as_asked(words[0], body)
+    return next((word for word in words if word in given), None)

@@ -16,7 +16,8 @@ from .service import Service
 from .settings import KIB
 
 log = logging.getLogger("lad_engine.server")
-# Probes that an orchestrator makes without a key; the pages ask for one themselves.
+# Probes that an orchestrator makes without a key, and the pages' files, which are the same for everybody and ask for one themselves.
+# /page-facts is not among them: it names the operator's adapters.
 WITHOUT_KEY = ("/health", "/ready", "/", "/advanced", "/page/")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -45,7 +46,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode()), *_SAFETY]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode()), *SAFETY]
             await send(message)
 
         try:
@@ -135,7 +136,7 @@ async def send_failure(failure: Failure, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-_SAFETY = (
+SAFETY = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"),

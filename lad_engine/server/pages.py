@@ -65,7 +65,6 @@ def page_facts(service: Service) -> dict[str, Any]:
         "profile": own.profile,
         "profiles": profiles,
         "settings": settings,
-        "needs_key": bool(service.settings.api_keys),
     }
 
 

@@ -15,14 +15,13 @@ from ..families import READS
 from ..requests import prompt_defaults
 from ..text.formats import prompt_ids
 from ..text.prompts import Prompt
-from .bodies import SAMPLING_NAMES, Request, asked_settings
-from .failures import Failure, failure_of
+from .bodies import Request, asked_settings
+from .failures import Failure, as_asked, failure_of
 from .metrics import Counts
 from .settings import ServerSettings
 
 # How a value that did not hold is drawn again.
 REDRAWN_TEMPERATURE, REDRAWN_TOP_K = 0.7, 20
-PARAMETERS = (*SAMPLING_NAMES, "context_window", "messages", "prompt", "draft", "infill", "format", "model", "text", "spans", "instruction")
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,18 @@ class Asked:
 
 
 class Service:
-    """One backend behind HTTP. is_draining: no new request is taken any more, because the process was told to end."""
+    """One backend behind HTTP.
+
+    is_draining: no new request is taken any more, because the process was told to end. catalog: adapters that can be loaded when a
+    request asks for them (`ray_app`), beside those that are.
+    """
 
     def __init__(self, backend: AsyncEngine, settings: ServerSettings) -> None:
         self.backend, self.settings = backend, settings
         self.counts = Counts()
         self.started = int(time.time())
         self.is_draining = False
+        self.catalog: tuple[str, ...] = ()
 
     @property
     def is_ready(self) -> bool:
@@ -56,7 +60,7 @@ class Service:
 
     def models(self) -> dict[str, str | None]:
         """Return every model name with the adapter it stands for, None for the engine's own."""
-        return {self.own_name: None, **{status.name: status.name for status in self.backend.list_adapters()}}
+        return {self.own_name: None, **{name: name for name in self.catalog or (status.name for status in self.backend.list_adapters())}}
 
     def adapter_of(self, model: str | None) -> str | None:
         """Return the adapter a model name stands for; 404 where there is none of this name."""
@@ -73,32 +77,43 @@ class Service:
         """
         engine = self.backend.engine
         asked = canonical_names(asked_settings(body))
-        profile = body.profile
-        if profile is None and adapter is not None:
-            profile = engine.list_adapters()[adapter].profile
-        params = engine.sampling(profile, **asked)
+        params = engine.sampling(body.profile, adapter=adapter, **asked)
         draws = asked.get("temperature", 0) > 0 and "top_k" not in asked and "top_k" in READS[engine.family]
         if draws and params.top_k == 1:
-            params = engine.sampling(profile, **asked, top_k=0)
+            params = engine.sampling(body.profile, adapter=adapter, **asked, top_k=0)
         if params.steps > self.settings.max_steps:
             message = f"steps is {params.steps}, expected at most {self.settings.max_steps} (this server's limit). Lower it."
-            raise Failure(400, message, param=_as_asked("steps", body))
+            raise Failure(400, message, param=as_asked("steps", body))
         return params
 
-    def submit(self, body: Request, prompt: Mapping[str, Any], wants: str, client: str, request_id: str, again: int = 0) -> Asked:
-        """Queue a request, `again` times after its first try; every way in which it can be wrong is raised as a Failure."""
+    def submit(
+        self,
+        body: Request,
+        prompt: Mapping[str, Any],
+        wants: str,
+        client: str,
+        request_id: str,
+        again: int = 0,
+        is_sized: bool = False,
+    ) -> Asked:
+        """Queue a request, `again` times after its first try; every way in which it can be wrong is raised as a Failure.
+
+        is_sized: the gaps of its infill were made for the answer's length that the request gave.
+        """
         if self.is_draining:
             raise failure_of(ClosedError("server: it is shutting down, expected a running one. Ask again."))
         adapter = self.adapter_of(body.model)
         try:
             params, asked = self.params(body, adapter), Prompt(**prompt)
+            if asked.infill is not None and not is_sized:
+                _check_length(body)
             if again:
                 params = self._redrawn(params, again)
-            if body.context_window is not None:
+            if body.context_window is not None and asked.infill is None:
                 params = params.replace(max_new_tokens=self._room(body, asked, adapter))
             handle = self.backend.submit(asked, params, adapter=adapter, wants=wants, client=client, request_id=request_id)
         except LadError as error:
-            raise failure_of(error, PARAMETERS) from error
+            raise failure_of(error, body) from error
         return Asked(handle, body.model or self.own_name, params, int(time.time()))
 
     def _redrawn(self, params: SamplingParams, again: int) -> SamplingParams:
@@ -112,7 +127,7 @@ class Service:
         engine = self.backend.engine
         if "max_new_tokens" in canonical_names(asked_settings(body)):
             raise ConfigError("context_window is given beside the answer's length, expected one of them. Leave one out.")
-        facts = engine.list_adapters()[adapter] if adapter is not None else engine.adapter_facts
+        facts = engine.list_adapters().get(adapter) if adapter is not None else engine.adapter_facts
         front = len(prompt_ids(prompt, engine.codec, facts or prompt_defaults(engine.facts, engine.codec)))
         if front >= body.context_window:
             raise RequestError(f"prompt: it is {front} tokens, expected less than context_window={body.context_window}. Widen it.")
@@ -137,7 +152,9 @@ class Service:
         self.counts.answer(done)
 
 
-def _as_asked(name: str, body: Request) -> str:
-    """Return a parameter's name as the request spelled it."""
-    spellings = [name, *(alias for alias, canonical in ALIASES.items() if canonical == name)]
-    return next((spelling for spelling in spellings if spelling in body.model_fields_set), name)
+def _check_length(body: Request) -> None:
+    """Raise ConfigError where a request says how long an infill is to be, which has a length of its own."""
+    names = ("max_new_tokens", *(alias for alias, name in ALIASES.items() if name == "max_new_tokens"), "max_completion_tokens")
+    for name in (*names, "context_window"):
+        if getattr(body, name) is not None:
+            raise ConfigError(f"{name} is given beside an infill, expected one of them: its gaps say how long it is. Leave one out.")

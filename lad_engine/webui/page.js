@@ -1,7 +1,7 @@
 // Both pages: controls from what the server says about itself, one request at a time, steps shown as they come.
 
 import { CanvasView } from "/page/canvas.js";
-import { events } from "/page/stream.js";
+import { authorization, events, reason } from "/page/stream.js";
 
 const find = (id) => document.getElementById(id);
 const isAdvanced = document.body.dataset.page === "advanced";
@@ -10,11 +10,28 @@ let facts = null;
 let running = null;
 let turns = [];
 
+// What the server says about its model needs a key where it has any: asked for first, and again for each key that is entered.
 async function begin() {
-  facts = await (await fetch("/page-facts")).json();
-  find("key-label").hidden = !facts.needs_key;
+  if (facts) return;
+  const key = find("key").value;
+  const response = await fetch("/page-facts", { headers: authorization(key) });
+  if (response.status === 401) {
+    find("key-label").hidden = false;
+    find("go").disabled = true;
+    if (key) view.fail(await reason(response));
+    else find("key").focus();
+    return;
+  }
+  if (!response.ok) throw new Error(await reason(response));
+  facts = await response.json();
+  view.clear();
+  find("go").disabled = false;
   if (isAdvanced) buildAdvanced();
   else buildSimple();
+}
+
+function start() {
+  begin().catch((error) => view.fail(`The server does not answer: ${error.message}`));
 }
 
 function buildSimple() {
@@ -132,7 +149,7 @@ function request() {
 }
 
 async function generate() {
-  if (running) return;
+  if (running || !facts) return;
   view.clear();
   running = new AbortController();
   find("go").disabled = true;
@@ -183,4 +200,5 @@ find("prompt").addEventListener("keydown", (event) => {
 });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
 find("forget")?.addEventListener("click", () => { turns = []; find("turns").replaceChildren(); });
-begin().catch((error) => view.fail(`The server does not answer: ${error.message}`));
+find("key").addEventListener("change", start);
+start();

@@ -1,8 +1,7 @@
 // Reads a chat completion's server-sent events. Aborting the signal closes the connection, which cancels the request on the server.
 
 export async function* events(body, key, signal) {
-  const headers = { "content-type": "application/json" };
-  if (key) headers.authorization = `Bearer ${key}`;
+  const headers = { "content-type": "application/json", ...authorization(key) };
   const response = await fetch("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
   if (!response.ok) throw new Error(await reason(response));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -22,7 +21,11 @@ export async function* events(body, key, signal) {
   }
 }
 
-async function reason(response) {
+export function authorization(key) {
+  return key ? { authorization: `Bearer ${key}` } : {};
+}
+
+export async function reason(response) {
   const wait = response.headers.get("retry-after");
   let message = `The server answered ${response.status}.`;
   try {

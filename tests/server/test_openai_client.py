@@ -10,6 +10,9 @@ openai = pytest.importorskip("openai", reason="needs the extra test")
 
 from live_server import HELLO, live_server, metric, wait_until  # noqa: E402
 
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+ANY_TEXT = {"type": "json_schema", "json_schema": {"name": "any", "schema": SCHEMA}}
+
 
 @pytest.fixture(scope="module")
 def client(served):
@@ -70,7 +73,17 @@ def test_models_are_the_base_and_each_adapter(client):
     "asked,param,says",
     [
         ({"temperature": 101}, "temperature", "less than or equal to 100"),
-        ({"max_tokens": 100000}, "prompt", "expected at most 512"),
+        ({"max_tokens": 100000}, "messages", "expected at most 512"),
+        ({"max_tokens": 8, "extra_body": {"num_steps": 2, "remasking": "transfer", "block_length": 2}}, "num_steps", "expected at least 4"),
+        ({"max_tokens": 20, "extra_body": {"steps": 4, "tokens_per_step": 2}}, "steps", "show 8 positions"),
+        ({"max_tokens": 40, "extra_body": {"draft": "the user"}}, "draft", "noise_start is 1"),
+        ({"max_tokens": 40, "extra_body": {"infill": "the [[3]]"}}, "max_tokens", "beside an infill"),
+        ({"extra_body": {"infill": "the [[3]]", "context_window": 90}}, "context_window", "beside an infill"),
+        ({"extra_body": {"infill": "the [[3]]", "draft": "the"}}, "draft", "both given"),
+        ({"extra_body": {"block_length": 4}}, "block_length", "remasking transfer"),
+        ({"stop": "a", "response_format": ANY_TEXT}, "stop", "beside a JSON schema"),
+        ({"response_format": ANY_TEXT, "extra_body": {"context_window": 90}}, "context_window", "beside a JSON schema"),
+        ({"response_format": ANY_TEXT, "extra_body": {"draft": ""}}, "draft", "beside a JSON schema"),
         ({"extra_body": {"temprature": 1}}, "temprature", "Did you mean temperature"),
         ({"extra_body": {"steps": 401}}, "steps", "expected at most 400"),
         ({"extra_body": {"reveal": "origin"}}, "reveal", "decodes as lad"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from live_server import metric, wait_until
+from live_server import live_server, metric, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (it is no part of the extra test)")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -75,3 +75,22 @@ def test_a_phone_needs_no_sideways_scrolling(page, served):
     for path in ("/", "/advanced"):
         page.goto(f"{served.base_url}{path}")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_with_keys_the_page_starts_when_one_is_entered(page, engine_of):
+    key = "0123456789abcdef"
+    with live_server(engine_of(), has_demo=True, api_keys=(key,)) as client:
+        page.goto(str(client.base_url))
+        wait_until(lambda: page.is_visible("#key"))
+        assert page.is_disabled("#go") and page.get_attribute("#steps", "max") is None
+        page.fill("#key", "not the right one")
+        page.keyboard.press("Enter")
+        wait_until(lambda: "no valid API key" in page.inner_text("#error"))
+        page.fill("#key", key)
+        page.keyboard.press("Enter")
+        wait_until(lambda: page.get_attribute("#steps", "max") is not None)
+        assert page.inner_text("#error") == "" and page.is_enabled("#go")
+        page.fill("#prompt", "the user")
+        page.fill("#steps", "3")
+        page.click("#go")
+        wait_until(lambda: "NFE" in page.inner_text("#numbers"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import httpx
 import pytest
-from live_server import HELLO, data_of, live_server, metric, wait_until
+from live_server import HELLO, data_of, live_server, load_engine, metric, wait_until
 
 from lad_engine.backend import Limits
 from lad_engine.errors import ConfigError
@@ -162,6 +163,47 @@ def test_the_pages_come_with_all_their_files(served):
     assert "reveal" not in {setting["name"] for setting in facts["settings"]}
     assert "default-src 'self'" in served.get("/").headers["content-security-policy"]
     error_of(served.get("/page/../settings.py"), 404)
+
+
+def test_the_pages_are_for_everybody_and_what_names_adapters_is_for_keys(engine_of):
+    key = "0123456789abcdef"
+    with live_server(engine_of(), has_demo=True, api_keys=(key,)) as client:
+        for place in ("/", "/advanced", "/page/page.js", "/page/style.css"):
+            assert client.get(place).status_code == 200
+            assert "first" not in client.get(place).text.split() and key not in client.get(place).text
+        assert error_of(client.get("/page-facts"), 401)["code"] == "invalid_api_key"
+        facts = client.get("/page-facts", headers={"authorization": f"Bearer {key}"}).json()
+        assert facts["models"] == ["tiny-base", "first", "second"]
+
+
+def test_a_model_is_decoded_with_the_profile_beside_its_adapter(places, tmp_path):
+    base, folder = places
+    tuned = tmp_path / "tuned.safetensors"
+    tuned.write_bytes((folder / "first.safetensors").read_bytes())
+    tuned.with_suffix(".profile.json").write_text(json.dumps({"settings": {"steps": 3, "remasking": "none"}}))
+    with live_server(load_engine(base, {"tuned": tuned}), adapter_folder=tmp_path) as client:
+        profiles = [model["lad"]["profile"] for model in client.get("/v1/models").json()["data"]]
+        assert profiles == ["paper", "tuned"]
+        lad = client.post(CHAT, json={"messages": HELLO, "model": "tuned"}).json()["lad"]
+        assert (lad["profile"], lad["params"]["steps"], lad["params"]["remasking"]) == ("tuned", 3, "none")
+        assert (
+            client.post(CHAT, json={"messages": HELLO, "model": "tuned", "profile": "paper", "steps": 2}).json()["lad"]["profile"]
+            == "paper"
+        )
+        tuned.with_suffix(".profile.json").write_text("{}")
+        assert "is no decode profile" in error_of(client.post("/v1/adapters", json={"name": "tuned", "path": tuned.name}), 400)["message"]
+        assert client.post(CHAT, json={"messages": HELLO, "model": "tuned"}).json()["lad"]["adapter_version"] == 1
+
+
+def test_an_edit_names_its_own_parameters(served):
+    text = "the user is here"
+    for body, param in (
+        ({"text": text, "spans": [{"start": 4, "end": 8, "keep": True}], "instruction": "x"}, "spans"),
+        ({"infill": "the [[2]]", "instruction": "x", "max_tokens": 9}, "max_tokens"),
+        ({"infill": "the [[600]]", "instruction": "x"}, "instruction"),
+        ({"infill": "the [[1:many words]]", "instruction": "x"}, "infill"),
+    ):
+        assert error_of(served.post("/v1/edits", json=body), 400)["param"] == param, body
 
 
 def test_other_machines_need_a_key_and_a_name(tmp_path):
