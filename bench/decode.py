@@ -20,9 +20,8 @@ from bench.decoder import DRIVERS, Decoder
 from bench.random_model import MODELS, weight_bytes
 from bench.results import RESULTS, device_slug, make_result, store, write_result
 from bench.roofs import Roofs, measure_roofs
-from bench.timing import interleaved_us, release, summary, synchronise
+from bench.timing import interleaved_us, release, stop_if_lost, summary, synchronise
 from bench.trained import trained_rows
-from lad_engine.errors import LadError
 
 COUNTED = (
     "LAD: laying the request out (begin_us of it), sending it, every step, and reading the last tokens back; host_us is filling, sending "
@@ -51,8 +50,9 @@ def lad_rows(
             }
             try:
                 yield {**row, **_lad_figures(decoder, driver, batch, canvas, answer, steps, repeats)}
-            except (RuntimeError, LadError, TypeError) as error:
+            except Exception as error:  # noqa: BLE001 - Triton's compiler raises classes of its own, and the rest is to be timed
                 yield {**row, "refused": {driver: f"{type(error).__name__}: {error}"[:300]}}
+                stop_if_lost(f"{driver}, {steps} steps")
 
 
 @torch.inference_mode()
@@ -119,17 +119,27 @@ def _host_us(decoder: Decoder, driver: str, canvases: list, params, repeats: int
 
 def autoregressive_row(decoder: Decoder, batch: int, prompt: int, answer: int, roofs: Roofs, repeats: int, with_generate: bool) -> dict:
     """Return the row of one token at a time: ours captured, and transformers' generate."""
-    continuation = CapturedContinuation(decoder, batch, max(prompt, 1), answer)
-    prefill, step = continuation.timings(repeats)
-    whole = summed(prefill, step, answer - 1)
-    times = {"ours autoregressive": whole}
-    refused = {}
+    times: dict[str, dict] = {}
+    refused: dict[str, str] = {}
+    figures = {}
+    try:
+        prefill, step = CapturedContinuation(decoder, batch, max(prompt, 1), answer).timings(repeats)
+        whole = times["ours autoregressive"] = summed(prefill, step, answer - 1)
+        least = weight_bytes(decoder.facts, decoder.dtype.itemsize) / roofs.bytes_per_s * 1e6
+        figures = {
+            "per_token_us": step["median_us"],
+            "first_text_us": prefill["median_us"],
+            "positions_per_s": batch * answer / whole["median_us"] * 1e6,
+            "share_of_bandwidth": least / step["median_us"],
+        }
+    except Exception as error:  # noqa: BLE001 - as above
+        refused["ours autoregressive"] = f"{type(error).__name__}: {error}"[:300]
+        stop_if_lost("autoregressive")
     if with_generate:
         try:
             times["transformers generate"] = generate_us(decoder, batch, max(prompt, 1), answer, min(repeats, 3))
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             refused["transformers generate"] = f"{type(error).__name__}: {error}"[:300]
-    least = weight_bytes(decoder.facts, decoder.dtype.itemsize) / roofs.bytes_per_s * 1e6
     return {
         "family": "autoregressive",
         "driver": "autoregressive",
@@ -142,10 +152,7 @@ def autoregressive_row(decoder: Decoder, batch: int, prompt: int, answer: int, r
         "tokens": batch * answer,
         "times": times,
         "refused": refused,
-        "per_token_us": step["median_us"],
-        "first_text_us": prefill["median_us"],
-        "positions_per_s": batch * answer / whole["median_us"] * 1e6,
-        "share_of_bandwidth": least / step["median_us"],
+        **figures,
     }
 
 

@@ -148,7 +148,7 @@ class Contact:
 
             graph = backend.capture(step, state)
             loop = backend.loop(graph, state)
-            graph.instantiate()
+            graph.graph.instantiate()
             times = {
                 "loop": events_us(loop, self.device, before=state.step.zero_, calls=turns),
                 "replay": events_us(

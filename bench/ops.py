@@ -17,7 +17,7 @@ from bench.op_peers import op_peers
 from bench.random_model import MODELS
 from bench.results import REPOSITORY, RESULTS, device_slug, make_result, store, write_result
 from bench.roofs import Roofs, measure_roofs
-from bench.timing import call_us, release, rotating
+from bench.timing import call_us, release, rotating, stop_if_lost
 from lad_engine.kernels.op import Op
 from lad_engine.ops import OP_NAMES, PREFERRED, load_op
 
@@ -48,14 +48,16 @@ def measure_op(name: str, at: Setting, roofs: Roofs, times: dict[str, int], chec
                 if checks and backend != "reference":
                     _check(op, backend, case)
                 measured[backend] = call_us([lambda run=run, one=one: run(**one) for one in inputs], at.device, **times)
-            except (ImportError, RuntimeError, ValueError, AssertionError) as error:
+            except Exception as error:  # noqa: BLE001 - Triton's compiler raises classes of its own, and the rest is to be timed
                 refused[backend] = f"{type(error).__name__}: {error}"[:300]
+                stop_if_lost(f"{name}={backend}")
         for peer in op_peers(name, case):
             try:
                 runs = [op_peers(name, one)[peer] for one in inputs]
                 measured[f"peer: {peer}"] = call_us(runs, at.device, **times)
             except RuntimeError as error:
                 refused[f"peer: {peer}"] = str(error)[:300]
+                stop_if_lost(f"{name}, {peer}")
         share = {who: floor / timing["median_us"] for who, timing in measured.items()}
         setting = {"model": at.facts.name, "dtype": dtype, "batch": at.batch, "canvas": at.canvas, "answer_rows": at.answer_rows}
         own = {"op": name, "case": label, "bytes": moved, "flops": flops, "floor_us": floor, "share_of_roof": share}
@@ -97,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=list(MODELS))
     parser.add_argument("--ops", nargs="+", choices=OP_NAMES, default=OP_NAMES)
+    parser.add_argument("--canvas", type=int, nargs="+", help="of the shapes, those of these lengths alone")
     parser.add_argument("--dtype", default=None, choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--no-checks", action="store_true", help="skip parity before timing")
     parser.add_argument("--quick", action="store_true", help="sizes that prove the script and measure nothing")
@@ -112,14 +115,15 @@ def main() -> None:
     rows: list[dict] = []
     result = {}
     # Shapes outermost: a session cut short has measured every op at the first one.
-    for batch, canvas in QUICK_SHAPES if options.quick else SHAPES[device]:
+    shapes = QUICK_SHAPES if options.quick else [shape for shape in SHAPES[device] if shape[1] in (options.canvas or [shape[1]])]
+    for batch, canvas in shapes:
         for model in models:
             for name in options.ops:
                 at = Setting(MODELS[model], batch, canvas, min(canvas, 256), dtype, device)
                 rows += measure_op(name, at, roofs, times, not options.no_checks)
                 release()
-            result = make_result("ops", COUNTED, rows, roofs=roofs.as_dict(), is_quick=options.quick)
-            store(options.out, result)
+                result = make_result("ops", COUNTED, rows, roofs=roofs.as_dict(), is_quick=options.quick)
+                store(options.out, result)
     write_result(options.out, result)
 
 

@@ -18,7 +18,7 @@ from bench.peers import authors_forward, compiled_forward, forward_of, transform
 from bench.random_model import MASK_ID, MODELS, random_ids, step_flops, weight_bytes
 from bench.results import RESULTS, device_slug, make_result, store, write_result
 from bench.roofs import Roofs, measure_roofs
-from bench.timing import call_us, events_us, interleaved_us, release
+from bench.timing import call_us, events_us, interleaved_us, release, stop_if_lost
 
 COUNTED = (
     "Ours: embedding, layers, norm, head and token choice on the answer rows, state update; captured drivers by GPU events around a whole "
@@ -35,12 +35,14 @@ def measure(
     """Yield one row again and again, as it grows: times by contestant, ratios to our fastest, the floor, memory beyond the weights."""
     facts, device, dtype = decoder.facts, decoder.device, str(decoder.dtype).removeprefix("torch.")
     is_gpu = torch.device(device).type == "cuda"
-    floor = roofs.floor_us(weight_bytes(facts, decoder.dtype.itemsize), step_flops(facts, batch, canvas, answer), dtype)
+    has_8_bits = decoder.precision != dtype
+    rate = "float8_e4m3fn" if decoder.precision == "fp8" else dtype
+    floor = roofs.floor_us(weight_bytes(facts, 1 if has_8_bits else decoder.dtype.itemsize), step_flops(facts, batch, canvas, answer), rate)
     times: dict[str, dict] = {}
     row = {
         "model": facts.name,
         "dtype": dtype,
-        "precision": dtype,
+        "precision": decoder.precision,
         "batch": batch,
         "canvas": canvas,
         "answer_rows": answer,
@@ -59,8 +61,13 @@ def measure(
             row["beyond_weights_gb"] = (torch.cuda.max_memory_allocated() - weights) / 1e9 if is_gpu else None
             row["loop_refused"] = decoder.loop_refused
             yield _compared(row)
-    for name, run in _opponents(decoder, batch, canvas, answer, only, repeats):
-        _attempt(row, name, run)
+    try:
+        for name, run in _opponents(decoder, batch, canvas, answer, only, repeats):
+            _attempt(row, name, run)
+            yield _compared(row)
+    except (RuntimeError, ValueError, TypeError, AttributeError, ImportError) as error:
+        # A version of transformers that builds its models otherwise.
+        row["refused"]["opponents"] = f"{type(error).__name__}: {error}"[:300]
         yield _compared(row)
 
 
@@ -91,6 +98,8 @@ def _attempt(row: dict, name: str, run: Callable[[], dict]) -> None:
         row["times"][name] = run()
     except Exception as error:  # noqa: BLE001 - a kernel that does not compile raises classes of Triton's own, and the rest is to be timed
         row["refused"][name] = f"{type(error).__name__}: {error}"[:300]
+        print(f"{row['model']} {name}: {row['refused'][name]}", flush=True)
+        stop_if_lost(name)
 
 
 def _compared(row: dict) -> dict:

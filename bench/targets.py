@@ -1,6 +1,6 @@
 """The targets of the GPU step, computed from committed results: measured, met or missed, or said to be unmeasured.
 
-python -m bench.targets bench/results
+python -m bench.targets bench/results                          # of several folders, such as one measured after tuning, a table each
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def step_ms(model: str, canvas: int, precision: str = "bfloat16") -> Callable[[l
     """Return the measure "one captured denoising step in milliseconds", batch 1, every answer row read."""
 
     def measure(rows: list[Row]) -> float | None:
-        times = _times(rows, bench="step", model=model, canvas=canvas, batch=1, precision=precision)
+        times = _step_times(rows, model, canvas, precision)
         ours = _fastest(times, ("ours replay", "ours loop"))
         return None if ours is None else ours / 1e3
 
@@ -51,7 +51,7 @@ def step_ratio(model: str, canvas: int, peer: str) -> Callable[[list[Row]], floa
     """Return the measure "time of `peer` over ours" in the same run."""
 
     def measure(rows: list[Row]) -> float | None:
-        times = _times(rows, bench="step", model=model, canvas=canvas, batch=1, precision="bfloat16")
+        times = _step_times(rows, model, canvas)
         return _ratio(_fastest(times, (peer,)), _fastest(times, ("ours replay", "ours loop")))
 
     return measure
@@ -75,7 +75,7 @@ def decode_figure(name: str, driver: str, **setting: Any) -> Callable[[list[Row]
 
 def memory_gb(rows: list[Row]) -> float | None:
     """Return memory beyond weights of 8B at batch 8, canvas 2048."""
-    found = _find(rows, bench="step", model="Llama-3.1-8B", canvas=2048, batch=8, precision="bfloat16")
+    found = _find(rows, bench="step", model="Llama-3.1-8B", canvas=2048, batch=8, precision="bfloat16", batch_invariant=False)
     return found.get("beyond_weights_gb") if found else None
 
 
@@ -140,8 +140,9 @@ def _find(rows: list[Row], **setting: Any) -> Row | None:
     return next((row for row in rows if all(row.get(name) == value for name, value in setting.items())), None)
 
 
-def _times(rows: list[Row], **setting: Any) -> Mapping[str, Any]:
-    found = _find(rows, **setting)
+def _step_times(rows: list[Row], model: str, canvas: int, precision: str = "bfloat16") -> Mapping[str, Any]:
+    # The step with fixed tiles is a row of its own beside this one.
+    found = _find(rows, bench="step", model=model, canvas=canvas, batch=1, precision=precision, batch_invariant=False)
     return found["times"] if found else {}
 
 
@@ -155,10 +156,11 @@ def _ratio(theirs: float | None, ours: float | None) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=RESULTS)
+    parser.add_argument("folders", type=Path, nargs="*", default=[RESULTS])
     parser.add_argument("--device", help='a part of the GPU\'s name, such as "H200"; any CUDA device otherwise')
     options = parser.parse_args()
-    print(table(rows_of(read_results(options.folder), options.device)))
+    for folder in filter(Path.is_dir, options.folders):
+        print(f"{folder}\n\n{table(rows_of(read_results(folder), options.device))}\n")
 
 
 if __name__ == "__main__":

@@ -157,6 +157,14 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
+def stop_if_lost(where: str) -> None:
+    """End the program where a kernel has broken the GPU's context: every later call would fail, whatever it is."""
+    try:
+        synchronise()
+    except RuntimeError as error:
+        raise SystemExit(f"{where}: the GPU answers no further call ({error}). What was measured before is stored.") from error
+
+
 def release() -> None:
     """Give memory of dropped models and graphs back before the next one is built."""
     gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -14,12 +15,16 @@ from bench_on_path import ROOT
 
 import bench.decode
 import bench.ops
+import bench.shards
 import bench.step
+import bench.targets
 import bench.tune
 from bench.crossover import crossover_steps, crossovers, plot
-from bench.results import check_result
-from bench.timing import summary
-from bench.tune import choice_of, tiles
+from bench.op_cases import Setting
+from bench.random_model import MODELS
+from bench.results import check_result, make_result, store
+from bench.timing import stop_if_lost, summary
+from bench.tune import choice_of, compile_ahead, compile_one, shapes_of, tiles
 from lad_engine.kernels.tile_table import TileTable, read_table, write_table
 from lad_engine.ops import OP_NAMES, load_op
 
@@ -115,6 +120,85 @@ def test_the_crossover_is_where_the_lines_meet(tmp_path):
     assert (found["against"], found["crossover_steps"]) == ("ours", pytest.approx(20.0))
     pytest.importorskip("matplotlib")
     assert plot(rows, tmp_path / "crossover.png").stat().st_size > 1000
+
+
+def test_the_shapes_of_the_targets_are_tuned_first_and_none_twice():
+    shapes = shapes_of(["Llama-3.1-8B", "SmolLM2-135M"])
+    assert shapes[:2] == [("Llama-3.1-8B", 1, 512), ("SmolLM2-135M", 1, 256)]
+    assert len(set(shapes)) == len(shapes) == 2 * 4 * 4
+
+
+@ON_CPU
+def test_tiles_are_called_ahead_and_a_refusal_is_kept_for_the_timing(capsys):
+    at = Setting(MODELS["tiny"], 1, 32, 16, torch.float32, "cpu")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        compile_ahead(pool, ("gate_up", "lm_head"), at, 90)
+    assert capsys.readouterr().out == ""
+    assert compile_one(at, "gate_up", "", "cpu", {}) == ""
+    assert compile_one(at, "gate_up", "", "cpu", {"BLOCK_M": 1}).startswith("ValueError: gate_up=cpu")
+
+
+def test_a_part_ends_where_the_gpu_is_lost(monkeypatch):
+    def broken():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    stop_if_lost("here")
+    monkeypatch.setattr("bench.timing.synchronise", broken)
+    with pytest.raises(SystemExit, match=r"gate_up: the GPU answers no further call \(CUDA error"):
+        stop_if_lost("gate_up")
+
+
+def test_every_target_takes_its_figure_from_the_row_it_names(tmp_path, monkeypatch):
+    """A figure per target, among rows that differ from its own in one field each."""
+
+    def step(ours: float, model="Llama-3.2-1B", canvas=256, **changes) -> dict:
+        times = {"ours replay": ours, "authors loop": 6 * ours, "transformers compiled": 2 * ours}
+        row = {"model": model, "canvas": canvas, "batch": 1, "precision": "bfloat16", "batch_invariant": False, **changes}
+        return {**row, "times": {name: summary([us], "events") for name, us in times.items()}}
+
+    def decode(driver: str, model="Llama-3.2-1B", **changes) -> dict:
+        row = {"driver": driver, "model": model, "batch": 1, "steps": 16, "answer_rows": 256, "canvas": 256, "positions_per_s": 2e4}
+        return {**row, "host_us": 50.0, "streaming_slowdown_percent": 1.0, "share_of_bandwidth": 0.8, "times": {}, **changes}
+
+    head = {"op": "lm_head", "model": "Llama-3.2-1B", "case": "top 3", "batch": 1, "answer_rows": 256, "dtype": "bfloat16", "times": {}}
+    eight = {"model": "Llama-3.1-8B", "canvas": 512}
+    rows = {
+        "step": [
+            step(9e4, batch_invariant=True),
+            step(1e3),
+            step(1e4, **eight),
+            step(6e3, **eight, precision="fp8"),
+            step(400.0, model="SmolLM2-135M"),
+            step(9e4, model="Llama-3.1-8B", canvas=2048, batch=8, beyond_weights_gb=2.5),
+        ],
+        "ops": [{**head, "case": "top 1", "peer_over_ours": 9.0}, {**head, "peer_over_ours": 1.7}],
+        "decode": [
+            *(decode("loop", canvas=canvas) for canvas in (256, 320)),
+            decode("replay"),
+            *(decode("autoregressive", model, steps=256) for model in ("Llama-3.2-1B", "Llama-3.1-8B")),
+        ],
+    }
+    for bench_name, own in rows.items():
+        store(tmp_path / f"{bench_name}.json", {**make_result(bench_name, "a test", own), "device_kind": "cuda"})
+    found = bench.targets.rows_of(bench.targets.read_results(tmp_path))
+    figures = [target.verdict(found) for target in bench.targets.TARGETS]
+    assert [verdict for _, verdict in figures] == ["met"] * len(bench.targets.TARGETS)
+    assert [figure for figure, _ in figures[:5]] == ["1 ms", "10 ms", "6 ms", "0.4 ms", "6 x"]
+
+
+def test_tests_are_dealt_out_to_processes_and_what_fails_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_three.py").write_text(
+        "import pytest\n\n@pytest.mark.parametrize('n', [1, 2, 3])\ndef test_small(n):\n    assert n < 3\n"
+    )
+    arguments = ["-q", "-p", "no:cacheprovider", "test_three.py"]
+    assert bench.shards.run(arguments, 2, tmp_path / "logs") == 1
+    told = capsys.readouterr().out
+    assert told.startswith("3 tests in 2 processes") and "FAILED" in told and "test_small[3]" in told and "1 passed" in told
+    assert bench.shards.run([*arguments, "-k", "not 3"], 2, tmp_path / "logs") == 0
+    assert bench.shards.run([*arguments, "-k", "nothing"], 2, tmp_path / "logs") == 1
+    assert "nothing was collected" in capsys.readouterr().out
 
 
 def test_the_session_script_is_sound_bash():
