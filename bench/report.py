@@ -209,6 +209,20 @@ def evidence_table(result: Result) -> str:
     return _table("What a short adaptation learnt", result, head, rows, *notes)
 
 
+def train_table(result: Result) -> str:
+    """One line per model and contestant: tokens a second, MFU, and how much faster than the authors' recipe."""
+    rows = []
+    for row in result["rows"]:
+        for who, timing in row["times"].items():
+            ratio = row["ratios"].get(who)
+            verdict = "" if who != "ours" or ratio is None else f" ({'met' if ratio >= row['target'] else 'missed'}: ≥ {row['target']:g} x)"
+            rates = [f"{row[field][who]:.1f}" for field in ("text_tokens_per_s", "positions_per_s")]
+            speed = "" if ratio is None else f"{ratio:.2f} x{verdict}"
+            rows.append([str(row["model"]), row["dtype"], who, _spread(timing), *rates, f"{row['mfu'][who]:.1%}", speed])
+    head = ["model", "dtype", "trainer", "epoch", "text tokens/s", "positions/s", "MFU", "against the authors' recipe"]
+    return _table("Training speed", result, head, rows)
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "cpu": cpu_table,
     "step": step_table,
@@ -216,6 +230,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "scaling": scaling_table,
     "ops": ops_table,
     "agreement": agreement_table,
+    "train": train_table,
     "families": families_table,
     "families_evidence": evidence_table,
 }
