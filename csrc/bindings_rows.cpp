@@ -1,5 +1,6 @@
 // What surrounds the matrix products of a layer.
 #include "bindings.h"
+#include "cpu/attention.h"
 #include "cpu/int8_product.h"
 #include "cpu/rows.h"
 #include "tensor_view.h"
@@ -174,6 +175,28 @@ void unstack_of(const py::object& x, const py::object& y, int threads) {
     });
 }
 
+// qkv: [B, T, H + 2 G, K]; lengths: [B] int64 or None; room: fp32, attention_room(T, G, K) numbers for each of B; y: [B, T, H, K].
+void packed_attention_of(const py::object& qkv, const py::object& cos, const py::object& sin, const py::object& lengths,
+                         const py::object& room, const py::object& y, int threads) {
+    constexpr const char* OP = "packed_attention";
+    const TensorView from(qkv, OP, "qkv"), to(y, OP, "y"), used(room, OP, "room");
+    from.expect_dims(4);
+    to.expect_dims(4);
+    const int64_t B = from.size(0), T = from.size(1), K = from.size(3), H = to.size(2), G = (from.size(2) - H) / 2;
+    from.expect(from.dtype(), {B, T, H + 2 * G, K});
+    to.expect_contiguous(from.dtype(), {B, T, H, K});
+    used.expect_contiguous(Dtype::float32, {B * attention_room(T, G, K)});
+    const TensorView c = TensorView(cos, OP, "cos").expect(Dtype::float32, {T, K / 2});
+    const TensorView s = TensorView(sin, OP, "sin").expect(Dtype::float32, {T, K / 2});
+    const int64_t* seen =
+        lengths.is_none() ? nullptr : TensorView(lengths, OP, "lengths").expect_contiguous(Dtype::int64, {B}).data<int64_t>();
+    by_dtype(from, [&](auto element) {
+        using E = decltype(element);
+        const Heads<E> heads{from.data<const E>(), from.stride(0), from.stride(1), from.stride(2)};
+        packed_attention(heads, c.rows<const float>(), s.rows<const float>(), seen, B, T, H, G, K, used.data<float>(), to.data<E>(), threads);
+    });
+}
+
 // Rows of bfloat16 to fp32, or back.
 void convert_of(const py::object& x, const py::object& y, int threads) {
     const TensorView from(x, "convert", "x"), to(y, "convert", "y");
@@ -199,6 +222,9 @@ void bind_rows(py::module_& m) {
     m.def("quantised_linear", &quantised_linear_of);
     m.def("multiplies_bytes", &multiplies_bytes, "Whether quantised_linear may be called: the level in use has sums of byte products.");
     m.def("rotate_and_stack", &rotate_and_stack_of);
+    m.def("packed_attention", &packed_attention_of);
+    m.def("attends", &attends, "Whether packed_attention may be called: the level in use has fused products.");
+    m.def("attention_room", &attention_room);
     m.def("softmax", &softmax_of);
     m.def("unstack", &unstack_of);
     m.def("convert", &convert_of);

@@ -17,7 +17,7 @@ Level best_level() {
         const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                                 __builtin_cpu_supports("avx512dq");
         if (has_avx512) return __builtin_cpu_supports("avx512vnni") ? AVX512_VNNI : AVX512;
-        return __builtin_cpu_supports("avx2") ? AVX2 : BASELINE;
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? AVX2 : BASELINE;
     }();
     return best;
 #else

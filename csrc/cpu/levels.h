@@ -3,7 +3,7 @@
 
 namespace lad {
 
-// Bodies are compiled once per level (each_level.h) and give the same bits on every one.
+// Bodies are compiled once per level (each_level.h) and give the same bits on every one; fused products need AVX2, which includes FMA here.
 // AVX512_VNNI adds sums of byte products; what needs none is compiled for AVX512 alone.
 enum Level : int { BASELINE = 0, AVX2 = 1, AVX512 = 2, AVX512_VNNI = 3 };
 

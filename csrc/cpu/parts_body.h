@@ -1,4 +1,4 @@
-// The last lanes of a row, roundings, and the scaling of integer sums; T is float, or uint16_t for bfloat16.
+// What several bodies do with a row: its last lanes, rounding, converting, rotating, scaling; T is float, or uint16_t for bfloat16.
 
 template <typename T>
 LAD_INLINE F32 load_part(const T* from, int64_t count) {
@@ -33,4 +33,20 @@ static void dequantise_row(const int32_t* sums, float row_scale, const float* sc
         if (bias) value += load_part(bias + o, O - o);
         store_part(y + o, value, O - o);
     }
+}
+
+// The rotation of one head's pairs (x_i, x_{i + half}) by its position's angles.
+template <typename T, typename U>
+static void rotate_head(const T* x, const float* cos, const float* sin, int64_t half, float factor, U* y) {
+    for (int64_t i = 0; i < half; i += LANES) {
+        const F32 first = load_part(x + i, half - i), second = load_part(x + half + i, half - i);
+        const F32 c = load_part(cos + i, half - i), s = load_part(sin + i, half - i);
+        store_part(y + i, rounded<T>(first * c - second * s) * factor, half - i);
+        store_part(y + half + i, rounded<T>(second * c + first * s) * factor, half - i);
+    }
+}
+
+template <typename T, typename U>
+static void convert_row(const T* x, int64_t D, U* y) {
+    for (int64_t d = 0; d < D; d += LANES) store_part(y + d, load_part(x + d, D - d), D - d);
 }

@@ -57,17 +57,6 @@ static void quantise_row(const float* y, int64_t D, float factor, int8_t* q) {
     }
 }
 
-// The rotation of one head's pairs (x_i, x_{i + half}) by its position's angles.
-template <typename T, typename U>
-static void rotate_head(const T* x, const float* cos, const float* sin, int64_t half, float factor, U* y) {
-    for (int64_t i = 0; i < half; i += LANES) {
-        const F32 first = load_part(x + i, half - i), second = load_part(x + half + i, half - i);
-        const F32 c = load_part(cos + i, half - i), s = load_part(sin + i, half - i);
-        store_part(y + i, rounded<T>(first * c - second * s) * factor, half - i);
-        store_part(y + half + i, rounded<T>(second * c + first * s) * factor, half - i);
-    }
-}
-
 // In place: softmax of the first `count` scores, zeros behind them up to `width`.
 template <typename T>
 static void softmax_row(T* x, int64_t count, int64_t width) {
@@ -88,9 +77,4 @@ static void softmax_row(T* x, int64_t count, int64_t width) {
     for (int64_t i = 0; i < groups; i += LANES) store(x + i, load(x + i) * inverse);
     store_part(x + groups, last * inverse, count - groups);
     for (int64_t i = count; i < width; ++i) x[i] = 0;
-}
-
-template <typename T, typename U>
-static void convert_row(const T* x, int64_t D, U* y) {
-    for (int64_t d = 0; d < D; d += LANES) store_part(y + d, load_part(x + d, D - d), D - d);
 }

@@ -15,7 +15,9 @@ NAMES = [name for name in OP_NAMES if "cpu" in load_op(name).backends]
 # Their products are the library's, which promises the same bits for no two numbers of threads.
 WITH_PRODUCTS = {"lm_head", "packed_attention", "gate_up", "lora_linear", "soft_embedding"}
 # test_parity.py compares these at the best level, and the test of equal bits below gives the others.
-SLOW_REFERENCES = {*WITH_PRODUCTS, "quantised_linear"}
+SLOW_REFERENCES = {*WITH_PRODUCTS - {"packed_attention"}, "quantised_linear"}
+# Without fused products the library multiplies, in its own order.
+FUSES_PRODUCTS = {"packed_attention"}
 
 
 @pytest.fixture(params=LEVELS)
@@ -69,14 +71,15 @@ def test_every_level_gives_the_same_bits(name, dtype):
         found = []
         for wanted in LEVELS.values():
             cpu.force_level(wanted)
-            found.append(outputs(name, case))
+            if name not in FUSES_PRODUCTS or cpu.attends():
+                found.append(outputs(name, case))
         cpu.force_level(-1)
         for other in found[1:]:
             assert [bits(one) for one in found[0]] == [bits(one) for one in other]
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("name", [name for name in NAMES if not load_op(name).writes and name not in WITH_PRODUCTS])
+@pytest.mark.parametrize("name", [name for name in NAMES if not load_op(name).writes and name not in WITH_PRODUCTS - FUSES_PRODUCTS])
 def test_one_thread_and_two_give_the_same_bits(name, dtype, threads):
     for case in load_op(name).cases("cpu", dtype):
         threads(1)

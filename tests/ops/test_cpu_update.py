@@ -12,7 +12,7 @@ from lad_engine.kernels.update.reference import update as reference
 
 pytest.importorskip("lad_engine._cpu", reason="the C++ extension is not built here")
 
-from lad_engine.kernels.update.cpu_kernel import update  # noqa: E402
+from lad_engine.kernels.update.cpu_kernel import update
 
 
 def copied(case):
