@@ -38,7 +38,8 @@ class TrainConfig:
         val_share: part of the examples kept for validation, chosen by hash; val_examples: how many of them are used.
         tail_power: the window is filled to T = least + u^power (max_length - least) with EOS, u in (0, 1) per batch; 0 never adds.
         eos_pads: EOS positions after the closing one that a row has at least.
-    Noise: corruption: see kernels/structured_noise. mask_token: piece that is one id of the tokenizer.
+    Noise: corruption: see kernels/structured_noise. whole_mask_share: part of the examples whose whole answer is masked instead, as
+        a decode begins ("lad" only). mask_token: piece that is one id of the tokenizer.
     Loss:
         objective: the decoding family that is trained for: "lad", or "masked" (DiffuLLaMA: corruption mask_only, 1/t, see
         objectives/masked.py; it reads loss and kept_weight not at all).
@@ -73,6 +74,7 @@ class TrainConfig:
     spans: str = "answer"
     anneal_steps: int = 0
     corruption: str = "paper"
+    whole_mask_share: float = 0.0
     mask_token: str = "MASK"
     loss: str = "corrupted"
     label_smoothing: float = 0.0
@@ -185,6 +187,7 @@ def _check(c: TrainConfig) -> None:
         raise ConfigError(f"config: max_length is {c.max_length}, expected 8 or more.")
     for name in (
         "val_share",
+        "whole_mask_share",
         "label_smoothing",
         "dropout",
         "min_lr_share",
@@ -208,7 +211,7 @@ def _check(c: TrainConfig) -> None:
     if c.loss == "mask_only" and c.corruption != "mask_only":
         raise ConfigError(f'config: loss "mask_only" weighs by the mask level, expected corruption "mask_only", got "{c.corruption}".')
     if c.objective != "lad":
-        for name in ("corruption", "loss", "kept_weight"):
+        for name in ("corruption", "whole_mask_share", "loss", "kept_weight"):
             if getattr(c, name) != getattr(TrainConfig, name):
                 raise ConfigError(f"config: {name} is {getattr(c, name)!r}, which objective {c.objective} does not read. Leave it out.")
     for name in ("flow_times", "flow_classes", "class_dropout"):

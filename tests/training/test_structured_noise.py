@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lad_engine.errors import ConfigError
 from lad_engine.kernels.random.reference import CORRUPT_DUPLICATE, CORRUPT_LEVEL, CORRUPT_MASK, CORRUPT_SPAN, CORRUPT_SWAP, uniform
 from lad_engine.kernels.structured_noise.reference import VARIANTS, structured_noise
+from lad_engine.ops import select_ops
+from lad_engine.training.config import TrainConfig
+from lad_engine.training.objectives.lad import LadObjective
+from lad_engine.training.objectives.objective import CleanBatch, Setting
 
 MASK = 3
 
@@ -132,3 +137,22 @@ def test_wrong_arguments_are_named():
         one([10, 11], "salt")
     with pytest.raises(ValueError, match="expected \\[B, T\\]"):
         structured_noise(torch.zeros(2, 3, dtype=torch.int64), *(torch.zeros(1, dtype=torch.int64),) * 3, torch.tensor(0), MASK, "paper")
+
+
+def test_a_share_of_the_answers_is_masked_whole_and_the_rest_is_as_without_it():
+    ids = torch.randint(20, 90, (600, 12), generator=torch.Generator().manual_seed(3))
+    start = torch.full((600,), 4)
+    clean = CleanBatch(ids, start, torch.full_like(start, 10), torch.arange(600) + 5, torch.tensor(9), 0)
+
+    def noised(share):
+        config = TrainConfig(whole_mask_share=share, loss="answer")
+        return LadObjective(Setting(config, select_ops("reference"), 7, 2)).draw(clean).ids
+
+    plain, some = noised(0.0), noised(0.25)
+    is_whole = (some[:, 4:] == 7).all(1) & (plain != some).any(1)
+    # A binomial of 600 draws at 1/4; those the paper's noise masked whole by itself are not seen.
+    assert abs(int(is_whole.sum()) - 150) < 4.5 * (600 * 0.25 * 0.75) ** 0.5
+    assert torch.equal(plain[~is_whole], some[~is_whole]) and torch.equal(some[:, :4], ids[:, :4])
+    assert (noised(1.0)[:, 4:] == 7).all()
+    with pytest.raises(ConfigError, match=r"whole_mask_share is 0\.5, which objective masked does not read"):
+        TrainConfig(objective="masked", whole_mask_share=0.5)

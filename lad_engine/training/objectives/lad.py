@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.random.reference import CORRUPT_LEVEL
 from ..losses import chunked_cross_entropy, position_weights
 from .objective import CleanBatch, Setting
+
+# structured_noise takes the CORRUPT_LEVEL draws at index 0 to 3; this one says whether the whole answer is masked.
+WHOLE_MASK_INDEX = 4
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class LadObjective:
         noised, level = self._setting.ops.structured_noise(
             clean.ids, clean.answer_start, lengths, clean.seeds, clean.draw, mask_id, config.corruption
         )
+        if config.whole_mask_share:
+            noised, level = self._begun(clean, noised, level)
         weights, divisor = position_weights(
             config.loss, clean.ids, noised, clean.answer_start, clean.first_eos, level, mask_id, config.kept_weight, config.eos_pad_weight
         )
@@ -48,6 +54,14 @@ class LadObjective:
             # Nothing stands before position 0, so no row predicts it.
             weights[:, 0] = 0.0
         return weigh(clean.ids, noised, weights, divisor)
+
+    def _begun(self, clean: CleanBatch, noised: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask the whole answer of some examples, EOS padding included, as a decode finds it."""
+        setting = self._setting
+        index = torch.full((1,), WHOLE_MASK_INDEX, device=clean.ids.device)
+        is_whole = setting.ops.uniform(clean.seeds, index, clean.draw, CORRUPT_LEVEL) < setting.config.whole_mask_share  # [B, 1]
+        is_answer = torch.arange(clean.ids.shape[1], device=clean.ids.device)[None] >= clean.answer_start[:, None]
+        return torch.where(is_whole & is_answer, setting.mask_id, noised), torch.where(is_whole[:, 0], 1.0, level)
 
     def loss(self, model: Any, batch: WeighedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of cross-entropies of one micro-batch."""
