@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from .backend import AsyncEngine, Limits
 from .config import DRIVERS, DTYPES, PRECISIONS, EngineConfig
 from .engine import DEFAULT_ADAPTER, Engine
 from .errors import ConfigError, LadError
+from .server.scale import Scale
 from .terminal.arguments import SentenceParser
 from .terminal.progress import LoadProgress, quiet_libraries
 
 try:
     import uvicorn
 
+    from .server import ray_app
     from .server.app import build_app
     from .server.gate import JsonLines
     from .server.settings import ServerSettings, read_keys
@@ -38,12 +40,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the server until SIGTERM or SIGINT, drain, and return 0; 2 with one sentence on stderr for what the caller got wrong."""
     try:
         arguments = build_parser().parse_args(argv)
-        if uvicorn is None:
-            raise ConfigError(f"serve: the package {MISSING} is missing, expected the extra serve. Run pip install 'lad-engine[serve]'.")
+        _check_installed()
+        if arguments.ray:
+            return ray_app.run(_plan(arguments))
+        if _scale(arguments) != Scale():
+            raise ConfigError("scale: its settings are given without --ray, expected it with them. Add --ray, or leave them out.")
         return run(arguments)
     except LadError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def application(arguments: Mapping[str, Any]) -> Any:
+    """Return what Ray's own commands deploy: `serve run lad_engine.serve:application model=./llama max-replicas=4 without-keys=true ...`.
+
+    Names are the flags without their dashes; a list repeats a flag, true is a flag alone. Serve listens where its own settings say, so
+    keys and names are asked for as if other machines reached it.
+    """
+    words = ["--host=0.0.0.0"]
+    for name, given in arguments.items():
+        if name in ("host", "port", "ray"):
+            raise ConfigError(f"{name} is given to an application, expected it among Serve's own settings (http_options). Leave it out.")
+        for value in given if isinstance(given, list) else [given]:
+            is_switch = value is True or value == "true"
+            words.append(f"--{name.replace('_', '-')}" if is_switch else f"--{name.replace('_', '-')}={value}")
+    _check_installed()
+    return ray_app.application(_plan(build_parser().parse_args(words)))
+
+
+def _check_installed() -> None:
+    if uvicorn is None:
+        raise ConfigError(f"serve: the package {MISSING} is missing, expected the extra serve. Run pip install 'lad-engine[serve]'.")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -106,7 +133,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m lad_engine.serve", description="Serve a diffusion language model over HTTP.", allow_abbrev=False
     )
     _add_server(parser.add_argument_group("server"))
-    _add_limits(parser.add_argument_group("limits"))
+    _add_fields(parser.add_argument_group("limits"), Limits)
+    scale = parser.add_argument_group("scale", "with --ray: replicas on Ray Serve, as many as the requests need")
+    scale.add_argument("--ray", action="store_true", help="serve replicas in the cluster Ray finds, or in one on this machine")
+    _add_fields(scale, Scale)
     _add_engine(parser.add_argument_group("engine"))
     return parser
 
@@ -126,8 +156,8 @@ def _add_server(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default info")
 
 
-def _add_limits(group: argparse._ArgumentGroup) -> None:
-    for field in dataclasses.fields(Limits):
+def _add_fields(group: argparse._ArgumentGroup, kind_of: type) -> None:
+    for field in dataclasses.fields(kind_of):
         kind = float if "float" in str(field.type) else int
         flag, default = f"--{field.name.replace('_', '-')}", "none" if field.default is None else field.default
         group.add_argument(flag, type=kind, default=field.default, metavar="N", help=f"default {default}")
@@ -174,8 +204,31 @@ def _settings(arguments: argparse.Namespace) -> ServerSettings:
     )
 
 
+def _scale(arguments: argparse.Namespace) -> Scale:
+    return Scale(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Scale)})
+
+
 def _limits(arguments: argparse.Namespace) -> Limits:
     return Limits(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Limits)})
+
+
+def _plan(arguments: argparse.Namespace) -> Any:
+    """Return what replicas are built from; a path that is here is made absolute, because replicas work elsewhere."""
+    adapter, adapters = _adapters(arguments.adapter or [DEFAULT_ADAPTER])
+    return ray_app.Plan(
+        model=_absolute(arguments.model),
+        adapter=adapter if adapter == DEFAULT_ADAPTER else _absolute(adapter),
+        adapters={name: _absolute(path) for name, path in adapters.items()},
+        config=_config(arguments),
+        limits=_limits(arguments),
+        settings=_settings(arguments),
+        scale=_scale(arguments),
+        log_level=arguments.log_level,
+    )
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
 def _config(arguments: argparse.Namespace) -> EngineConfig:
