@@ -29,7 +29,7 @@ from .settings import ServerSettings
 from .stream import EventStream, until_gone
 from .structure import ROUNDS, Skeleton
 
-HttpRequest = starlette.requests.Request
+HttpRequest, ClientDisconnect = starlette.requests.Request, starlette.requests.ClientDisconnect
 
 
 def build_app(backend: AsyncEngine, settings: ServerSettings | None = None) -> FastAPI:
@@ -146,7 +146,12 @@ async def _managed(change: Any, shown: Callable[[Any], dict[str, Any]], body: Ad
 
 async def _read(request: HttpRequest, kind: type[Body]) -> Any:
     """Return the body as `kind`; a Failure that names the parameter where it is not one."""
-    raw = await request.body()
+    try:
+        raw = await request.body()
+    except ClientDisconnect as error:
+        request.app.state.service.counts.disconnects += 1
+        request.scope["state"]["fields"]["end"] = "disconnect"
+        raise Failure(499, "request: the client left before its body was whole.", "server_error", code="cancelled") from error
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:

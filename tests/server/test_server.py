@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 
 import httpx
@@ -32,6 +33,17 @@ def test_a_body_beyond_the_limit_is_refused_with_it(served):
     assert "at most 64 KiB" in error_of(served.post(CHAT, json=big), 413)["message"]
     chunks = (b"a" * 10000 for _ in range(10))
     assert "at most 64 KiB" in error_of(served.post(CHAT, content=chunks, headers={"content-type": "application/json"}), 413)["message"]
+
+
+def test_a_client_that_leaves_within_its_body_is_no_error_of_the_server(served):
+    gone = 'lad_http_responses_total{method="POST",route="/v1/chat/completions",status="499"}'
+    before, left = served.get("/metrics").text.count(gone), metric(served, "lad_http_disconnects_total")
+    with socket.create_connection((served.base_url.host, served.base_url.port)) as half:
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n"
+        half.sendall(head.encode() + b'{"messages": [')
+    wait_until(lambda: metric(served, "lad_http_disconnects_total") == left + 1)
+    wait_until(lambda: served.get("/metrics").text.count(gone) >= max(before, 1))
+    assert 'status="500"' not in served.get("/metrics").text
 
 
 def test_only_json_and_known_hosts_get_in(served):
