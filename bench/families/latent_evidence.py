@@ -18,6 +18,7 @@ import torch
 from bench.families.evidence import Part, arguments_of, claim, config_of, exactly, finish, held_out, one_by_one
 from lad_engine import Engine
 from lad_engine.config import AUTOREGRESSIVE_DEFAULTS, SamplingParams
+from lad_engine.model.kv_cache import KVCache
 from lad_engine.training.batches import Batch
 from lad_engine.training.config import TrainConfig
 from lad_engine.training.objectives.latent_ode import LatentObjective
@@ -51,8 +52,10 @@ def base_losses(engine: Engine, data: ValidationSet) -> list[Part]:
 
 def _base_loss(engine: Engine, batch: Batch) -> Part:
     ids = batch.ids.to(engine.config.device)
-    first, last = max(int(batch.answer_start[0]), 1), int(batch.first_eos[0])
-    hidden = engine.model.transformer(ids[:, :-1], is_causal=True)[0, first - 1 : last]
+    first, last, transformer = max(int(batch.answer_start[0]), 1), int(batch.first_eos[0]), engine.model.transformer
+    # With a cache, as the flow path reads it: the causal forward without one may sum in another order.
+    cache = KVCache(transformer.facts, 1, ids.shape[1] - 1, transformer.embed.dtype, ids.device)
+    hidden = transformer(ids[:, :-1], cache=cache)[0, first - 1 : last]
     logits, targets = engine.model.head.logits(hidden), ids[0, first : last + 1]
     return float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum")), float(len(targets))
 
