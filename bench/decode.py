@@ -1,7 +1,7 @@
 """Whole answers: LAD by every driver at several step counts and batches, against autoregressive decoding of the same weights.
 
 python -m bench.decode --models Llama-3.2-1B --out bench/results/decode_<device>.json
-python -m bench.decode --trained                 # the default base and adapter: early stop, tokens before EOS
+python -m bench.decode --trained                 # the default base and adapter: early stop, tokens before EOS; llama.cpp if installed
 python -m bench.families.decode                  # the other families, each against a transcription of its reference loop
 """
 
@@ -17,11 +17,12 @@ import torch
 from bench.autoregressive import CapturedContinuation, generate_us, summed
 from bench.crossover import crossovers, plot
 from bench.decoder import DRIVERS, Decoder
+from bench.gguf_peer import gguf_row
 from bench.random_model import MODELS, weight_bytes
 from bench.results import RESULTS, device_slug, make_result, store, write_result
 from bench.roofs import Roofs, measure_roofs
 from bench.timing import interleaved_us, release, stop_if_lost, summary, synchronise
-from bench.trained import trained_rows
+from bench.trained import ANSWER, QUESTIONS, trained_rows
 
 COUNTED = (
     "LAD: laying the request out (begin_us of it), sending it, every step, and reading the last tokens back; host_us is filling, sending "
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--no-generate", action="store_true", help="leave transformers' generate out")
     parser.add_argument("--trained", action="store_true", help="the default base and adapter instead of random weights")
+    parser.add_argument("--gguf", type=Path, help="with --trained on a CPU: what llama.cpp reads, where it is installed")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="sizes that prove the script and measure nothing")
     parser.add_argument("--out", type=Path, default=RESULTS / f"decode_{device_slug()}.json")
@@ -197,6 +199,12 @@ def main() -> None:
     if options.trained:
         for row in trained_rows(device, tuple(options.steps), drivers, options.repeats):
             note(row)
+        if device == "cpu":
+            peer = gguf_row(options.gguf, QUESTIONS, ANSWER, options.repeats)
+            if isinstance(peer, str):
+                print(peer, flush=True)
+            else:
+                note(peer)
     else:
         for model in options.models:
             decoder = Decoder(MODELS[model], getattr(torch, options.dtype), device)

@@ -223,6 +223,17 @@ def train_table(result: Result) -> str:
     return _table("Training speed", result, head, rows)
 
 
+def profile_table(result: Result) -> str:
+    """One line per op of a step: its time, share and rates."""
+    rows = []
+    for row in result["rows"]:
+        rates = [f"{row[name]:.0f}" if row[name] and row[name] >= 1 else "" for name in ("gflop_per_s", "gb_per_s")]
+        name = f"{row['op']} {row['case']}".strip()
+        rows.append([row["precision"], name, str(row["calls"]), _spread(row["times"]["ours"]), f"{row['share']:.1%}", *rates])
+    head = ["precision", "op", "calls", "together", "share", "GFLOP/s", "GB/s"]
+    return _table("Where a step on a CPU goes", result, head, rows)
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "cpu": cpu_table,
     "step": step_table,
@@ -230,6 +241,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "scaling": scaling_table,
     "ops": ops_table,
     "agreement": agreement_table,
+    "profile": profile_table,
     "train": train_table,
     "families": families_table,
     "families_evidence": evidence_table,
