@@ -7,13 +7,14 @@ import random
 
 import numpy as np
 import pytest
-from backend_kit import KINDS, check_nothing_left, facts_of, random_requests, serve, tiny_engine
+from backend_kit import KINDS, check_nothing_left, facts_of, paused, random_requests, serve, tiny_engine, until
 from tiny_families import make_family
 
 from lad_engine import Engine, SamplingParams
 from lad_engine.backend import Committed, Finished, Limits, Started, Stepped, SyncEngine
 from lad_engine.contracts import Canvas
 from lad_engine.errors import ConfigError, RequestError
+from tiny_checkpoint import make_tiny
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +182,26 @@ def test_the_synchronous_twin_answers_as_the_engine_does(folder, alone):
         assert isinstance(events[0], Started) and events[-1] is handle.result()
         assert backend.drain(5) and backend.stats().finished == 7
     check_nothing_left(backend)
+
+
+def test_rows_of_few_candidates_share_a_batch_where_they_share_a_product(tmp_path):
+    folder = make_tiny(tmp_path, tie=True, vocab_size=5120)
+    rules = ({"temperature": 0.8, "top_k": 16}, {"temperature": 0.0}, {"temperature": 0.8, "top_k": 64})
+
+    def shapes(**settings):
+        engine = Engine.load(folder, adapter=None, dtype="float32", **settings)
+        asked = [engine.sampling("paper", max_new_tokens=8, steps=400, early_stop=False, **rule) for rule in rules]
+
+        async def scenario(backend):
+            with paused(backend):
+                handles = [backend.submit("hello", params) for params in asked]
+            await until(lambda: backend.stats().steps > 0)
+            found = len(list(backend._core._groups))
+            for handle in handles:
+                handle.cancel()
+            return found
+
+        return serve(engine, scenario)
+
+    # 5,120 pieces are enough to sort 16 of them for everybody, not 64; and alone everybody sorts what it needs.
+    assert (shapes(batch_invariant=False), shapes(batch_invariant=True)) == (2, 3)
