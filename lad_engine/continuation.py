@@ -11,7 +11,7 @@ import torch
 
 from .config import EngineConfig, SamplingParams
 from .contracts import Canvas, ModelFacts
-from .decoding import choose_driver, weight_bytes
+from .decoding import choose_driver, library_bytes, weight_bytes
 from .denoisers.autoregressive import AutoregressiveDecoder, AutoregressiveState
 from .denoisers.autoregressive_bucket import AutoregressiveBucket, AutoregressiveBuckets, cache_bytes
 from .errors import CaptureError, ConfigError, RequestError
@@ -19,7 +19,7 @@ from .model.causal_model import CausalModel
 from .model.transformer import Transformer
 from .runtime.drivers import CapturedDecode
 from .runtime.graphs import Graphs
-from .runtime.memory import MemoryPlan, plan_memory
+from .runtime.memory import HeadUse, MemoryPlan, plan_memory
 from .runtime.readout import Outcome, read_outcome
 from .runtime.runner import steps
 from .text.canvas import lay_out
@@ -81,17 +81,19 @@ class Continuation:
         return [(outcome, canvas, timings) for outcome, canvas in zip(outcomes, canvases, strict=True)]
 
     def plan_bucket(self, bucket: AutoregressiveBucket, buffers: int) -> MemoryPlan:
-        """Plan the memory of a bucket: reading the longest prompts is its widest moment."""
+        """Plan the memory of a bucket: reading the longest prompts is its widest moment, the draw of all rows' tokens the head's."""
         item_bytes = getattr(torch, self._config.dtype).itemsize
         return plan_memory(
             self._facts,
             rows=bucket.rows,
             positions=bucket.prompt,
             answers=1,
-            is_guided=False,
             item_bytes=item_bytes,
             weights=weight_bytes(self._transformer),
             buffers=buffers + cache_bytes(bucket, self._facts, item_bytes),
+            head=HeadUse(needs_rows=True),
+            precision=self._config.precision,
+            library=library_bytes(self._config),
         )
 
     def _captured(self, prompts: list[list[int]], params: list[SamplingParams], eos_ids: tuple[int, ...]) -> CapturedDecode | None:

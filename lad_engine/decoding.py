@@ -31,7 +31,7 @@ from .runtime.cuda_capture import CudaCapture
 from .runtime.decode_loop import LoopLibrary, build_library
 from .runtime.drivers import CapturedDecode
 from .runtime.graphs import Backend, Graphs, Progress, buffer_bytes
-from .runtime.memory import MemoryPlan, plan_memory
+from .runtime.memory import FEW_CANDIDATES, LIBRARY_BYTES, HeadUse, MemoryPlan, plan_memory
 from .runtime.runner import EagerDecode
 from .runtime.simulated_capture import SimulatedCapture
 
@@ -133,23 +133,33 @@ class Decoding:
     def plan_state(self, state: Any) -> MemoryPlan:
         """Plan the memory of a batch that was laid out on the host."""
         bucket = self._buckets.bucket_of(state)
-        return self.plan_bucket(bucket, buffer_bytes(self._buckets.blank(bucket, state)))
+        return self.plan_bucket(bucket, buffer_bytes(self._buckets, self._buckets.blank(bucket, state)))
 
     def plan(self, canvases: Sequence[Canvas], params: Sequence[SamplingParams], mask_id: int, eos_ids: tuple[int, ...]) -> MemoryPlan:
         """Plan the memory of a batch before anything of it is allocated."""
         return self.plan_state(self._lay_out(canvases, params, mask_id, eos_ids))
 
     def plan_bucket(self, bucket: Any, buffers: int) -> MemoryPlan:
-        """Plan the memory of a bucket whose buffers take so many bytes."""
+        """Plan the memory of a bucket whose buffers take so many bytes, what its family keeps beside them included."""
+        transformer, item_bytes = self._model.transformer, getattr(torch, self._config.dtype).itemsize
+        beside = getattr(self._buckets, "beside", lambda *_: 0)
         return plan_memory(
             self._facts,
             rows=bucket.rows,
             positions=bucket.positions,
             answers=bucket.answers,
-            is_guided=bucket.is_guided,
-            item_bytes=getattr(torch, self._config.dtype).itemsize,
-            weights=weight_bytes(self._model.transformer),
-            buffers=buffers,
+            item_bytes=item_bytes,
+            weights=weight_bytes(transformer),
+            buffers=buffers + beside(bucket, self._facts, item_bytes),
+            head=HeadUse(
+                is_guided=bucket.is_guided,
+                has_certainty="certainty" in getattr(bucket, "used", ()),
+                is_soft=isinstance(self._buckets, SimplexBuckets),
+                needs_rows=bucket.samples_all or not 0 < bucket.max_top_k <= FEW_CANDIDATES,
+            ),
+            precision=self._config.precision,
+            is_merged=all(not projection.low_rank for projection in transformer.projections()),
+            library=library_bytes(self._config),
         )
 
     def _lay_out(self, canvases: Sequence[Canvas], params: Sequence[SamplingParams], mask_id: int, eos_ids: tuple[int, ...]) -> Any:
@@ -197,6 +207,11 @@ def choose_driver(config: EngineConfig) -> tuple[str, Backend | None]:
                 raise
             log.warning("decodes are replayed step by step: %s", error)
     return ("loop" if library is not None else "replay"), CudaCapture(device, library)
+
+
+def library_bytes(config: EngineConfig) -> int:
+    """Return what GEMM libraries take of the device for themselves."""
+    return LIBRARY_BYTES if torch.device(config.device).type == "cuda" else 0
 
 
 def weight_bytes(transformer: Any) -> int:

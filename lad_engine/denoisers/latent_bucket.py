@@ -9,6 +9,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from ..contracts import ModelFacts
 from .lad_bucket import LEAST_STEPS, padded_length
 from .latent_state import FlowRules, LatentState, Memory, tensor_fields
 
@@ -126,6 +127,16 @@ class LatentBuckets:
             target, source = attrgetter(path)(buffers), attrgetter(path)(state)
             target[tuple(slice(0, size) for size in source.shape)] = source
         buffers.memory.prompt_lengths, buffers.memory.is_read = state.prompt_lengths, False
+
+    def beside(self, bucket: LatentBucket, facts: ModelFacts, item_bytes: int) -> int:
+        """Return the bytes of what a decode keeps beside its buffers: keys and values, and, made once per model, the flow table (whole
+        and in the pieces it is put together from) and what each time of the grid makes of the flow path.
+        """
+        cache = 2 * facts.layers * bucket.rows * bucket.positions * facts.kv_heads * facts.head_width * item_bytes
+        table = 2 * facts.vocab_size * facts.extra["flow_width"] * 4
+        times = len(bucket.flow.plan.stages) + 1
+        grid = 2 * times * (facts.extra["classes"] + 1) * (6 * facts.layers + 1) * facts.width * 4
+        return cache + table + grid
 
     def row_axis(self, path: str) -> int | None:
         """Return which axis of a buffer counts rows, None where the batch shares it."""

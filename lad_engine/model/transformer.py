@@ -49,10 +49,32 @@ class DecoderLayer(nn.Module):
         mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return (mlp output, residual stream), both `[B, T, D]`; their sum is the layer's output. `mask` as in `masked_attention`."""
-        B, T, _ = x.shape
-        H, G, K, eps = self.facts.query_heads, self.facts.kv_heads, self.facts.head_width, self.facts.norm_eps
+        eps = self.facts.norm_eps
         y, h = ops.add_rmsnorm(x, residual, self.input_norm, eps)
-        heads = self.qkv(y, ops.lora_linear).view(B, T, H + 2 * G, K)
+        # What attention needs is freed as its method returns: the MLP is the widest moment (`runtime.memory`).
+        y = self._attended(y, tables, lengths, cache, is_causal, ops, mask)
+        y, h = ops.add_rmsnorm(y, h, self.post_norm, eps)
+        # Weights in 8 bits have products of their own, as adapters do that are not merged.
+        if self.gate_up.weight.dtype == y.dtype and self.gate_up.is_plain:
+            z = ops.gate_up(y, self.gate_up.weight)
+        else:
+            z = ops.swiglu(self.gate_up(y, ops.lora_linear))
+        return self.down(z, ops.lora_linear), h
+
+    def _attended(
+        self,
+        y: Any,
+        tables: tuple[Tensor, Tensor],
+        lengths: Tensor | None,
+        cache: KVCache | None,
+        is_causal: bool,
+        ops: Any,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Return `[B, T, D]`: normed (or quantised) rows through the fused projection, attention and its output."""
+        H, G, K = self.facts.query_heads, self.facts.kv_heads, self.facts.head_width
+        heads = self.qkv(y, ops.lora_linear)
+        heads = heads.view(*heads.shape[:2], H + 2 * G, K)
         if cache is None and not is_causal and mask is None:
             mixed = ops.packed_attention(heads, *tables, H, G, lengths)
         else:
@@ -61,13 +83,7 @@ class DecoderLayer(nn.Module):
             if cache is not None:
                 k, v = cache.extend(self.index, k, v)
             mixed = ops.attention(q, k, v, lengths, is_causal) if mask is None else masked_attention(q, k, v, mask)
-        y, h = ops.add_rmsnorm(self.output(mixed.reshape(B, T, H * K), ops.lora_linear), h, self.post_norm, eps)
-        # Weights in 8 bits have products of their own, as adapters do that are not merged.
-        if self.gate_up.weight.dtype == y.dtype and self.gate_up.is_plain:
-            z = ops.gate_up(y, self.gate_up.weight)
-        else:
-            z = ops.swiglu(self.gate_up(y, ops.lora_linear))
-        return self.down(z, ops.lora_linear), h
+        return self.output(mixed.flatten(2), ops.lora_linear)
 
 
 class Transformer(nn.Module):

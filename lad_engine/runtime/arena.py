@@ -24,17 +24,9 @@ class Arena:
     def __init__(self, blank: Any, first: Sequence[str], backend: Any) -> None:
         self.mask_id: int = getattr(blank, "mask_id", -1)
         self._backend = backend
-        paths = [*first, *(path for path in tensor_paths(blank) if path not in first)]
-        self.places: dict[str, tuple[int, Tensor]] = {}
-        offset = 0
-        for path in paths:
-            tensor = attrgetter(path)(blank)
-            self.places[path] = (offset, tensor)
-            offset = -(-(offset + tensor.nbytes) // ALIGNMENT) * ALIGNMENT
-            if path == (first[-1] if first else None):
-                self.frame_bytes = offset
+        self.places, self.frame_bytes, size = laid_out(blank, first)
         self._first = tuple(first)
-        self.block, self._staging = backend.empty(offset), backend.pinned(offset)
+        self.block, self._staging = backend.empty(size), backend.pinned(size)
         self._staged = _rebuilt(blank, self._views(self._staging))
         for path, (_, tensor) in self.places.items():
             attrgetter(path)(self._staged).copy_(tensor)
@@ -64,6 +56,19 @@ class Arena:
             offset, like = self.places[path]
             views[path] = block[offset : offset + like.nbytes].view(like.dtype).view(like.shape)
         return views
+
+
+def laid_out(blank: Any, first: Sequence[str]) -> tuple[dict[str, tuple[int, Tensor]], int, int]:
+    """Return (path -> its offset and the blank buffer, bytes of the buffers in `first`, bytes of all); nothing is allocated."""
+    places: dict[str, tuple[int, Tensor]] = {}
+    offset = frame_bytes = 0
+    for path in [*first, *(path for path in tensor_paths(blank) if path not in first)]:
+        tensor = attrgetter(path)(blank)
+        places[path] = (offset, tensor)
+        offset = -(-(offset + tensor.nbytes) // ALIGNMENT) * ALIGNMENT
+        if first and path == first[-1]:
+            frame_bytes = offset
+    return places, frame_bytes, offset
 
 
 def move_rows(source: Any, target: Any, rows: Tensor, row_axis: Callable[[str], int | None]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import DeviceMemoryError
-from .arena import Arena, move_rows, tensor_paths
+from .arena import Arena, laid_out, move_rows
 from .memory import MemoryPlan
 from .readout import FRAME
 
@@ -24,7 +23,8 @@ Progress = Callable[[str, int, int], None]
 class Family(Protocol):
     """How a decoding family sorts its batches into buckets; `denoisers.lad_bucket.LadBuckets` says what each method promises.
 
-    A family whose states lack some of the buffers of FRAME names those it has, flags first, in `frame`.
+    A family whose states lack some of the buffers of FRAME names those it has, flags first, in `frame`. One that keeps more than its
+    buffers on the device says how much in `beside(bucket, facts, item_bytes)`.
     """
 
     def bucket_of(self, state: Any) -> Any: ...
@@ -181,11 +181,11 @@ class Graphs:
 
     def _capture(self, bucket: Any, state: Any) -> None:
         blank = self.family.blank(bucket, state)
-        plan = self._plan(bucket, buffer_bytes(blank)) if self._plan is not None else None
+        plan = self._plan(bucket, buffer_bytes(self.family, blank)) if self._plan is not None else None
         if plan is not None:
             plan.check(self.backend.free_bytes())
         try:
-            arena = Arena(blank, getattr(self.family, "frame", FRAME), self.backend)
+            arena = Arena(blank, _frame_of(self.family), self.backend)
             captured = Captured(bucket, arena, self.backend, lambda: self._denoiser.step_(arena.state), self._has_loop)
         except (DeviceMemoryError, torch.OutOfMemoryError) as error:
             raise DeviceMemoryError(plan.refusal() if plan is not None else str(error)) from error
@@ -193,6 +193,11 @@ class Graphs:
         self._free.setdefault(bucket, []).append(captured)
 
 
-def buffer_bytes(blank: Any) -> int:
-    """Return what a bucket's buffers take: the arena, and at most as much again for every step in flight."""
-    return (1 + STEPS_IN_FLIGHT) * sum(attrgetter(path)(blank).nbytes for path in tensor_paths(blank))
+def buffer_bytes(family: Family, blank: Any) -> int:
+    """Return what a bucket's buffers will take of the device: the arena, and a frame for every step in flight."""
+    _, frame, whole = laid_out(blank, _frame_of(family))
+    return whole + STEPS_IN_FLIGHT * frame
+
+
+def _frame_of(family: Family) -> tuple[str, ...]:
+    return getattr(family, "frame", FRAME)

@@ -1,6 +1,7 @@
 """What a decode takes of the device's memory, computed before anything is allocated.
 
-Weights and buffers are counted. Activations are an estimate from shapes, never held against a measured peak of any GPU.
+Weights, buffers and caches are counted to the byte. Activations are bounded from shapes: tests/runtime/test_memory_plan.py holds the bound
+against traces of captured steps, of every family and precision, on the GPU's own backends.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ from dataclasses import dataclass
 from ..contracts import ModelFacts
 from ..errors import DeviceMemoryError
 
-# Logits in flight: a guess at the worst case. The head reads this many guided rows at a time (model/head.py), in the weights' dtype and
-# in fp32, and `lm_head` no more bytes for plain ones; larger top-k and top-p take more of them in 16 bits (FULL_ROWS of its backends).
-HEAD_ROWS = 128
 # An allowance for an allocator that rounds and splits blocks; its size is an assumption.
 ROUNDING = 1.1
+# What cuBLAS and cuBLASLt take for themselves on Hopper, 32 MiB each as torch sets them; elsewhere less.
+LIBRARY_BYTES = 64 << 20
+# Up to this many candidates (the op's own limit, a test compares them) a head over plain weights keeps, whichever backend a table chooses,
+# either a chunk of logits that stays in a GPU's L2, or that many keys and a mass per row and TILE logits.
+FEW_CANDIDATES, CHUNK_BYTES, TILE = 8, 18_000_000, 128
+KEY_BYTES = 8 * FEW_CANDIDATES + 4
+# Values of an int8 product that exist in 32 bits at a time (compared likewise), and the bytes of each: sum, scaled copy, result.
+PRODUCT_VALUES, PRODUCT_BYTES = 1 << 25, 10
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes of one bucket: weights (on the device already, adapters that lie beside them included), buffers (requests, events, caches),
-    activations (an estimate of their peak).
+    activations (a bound on their peak, libraries' own memory included).
     """
 
     rows: int
@@ -56,25 +62,74 @@ class MemoryPlan:
         )
 
 
+@dataclass(frozen=True)
+class HeadUse:
+    """What a step makes of its logits.
+
+    is_guided: combined with those of unconditional rows. has_certainty: how sure each row is, beside its token. is_soft: the mean embedding
+    of what was predicted. needs_rows: whole rows at once (a draw over all tokens, top-p alone, more than FEW_CANDIDATES).
+    """
+
+    is_guided: bool = False
+    has_certainty: bool = False
+    is_soft: bool = False
+    needs_rows: bool = False
+
+    def nbytes(self, count: int, vocabulary: int, item_bytes: int, is_plain: bool) -> int:
+        """Bound the logits of `count` rows and what is made of them; is_plain: rows times one matrix of their own dtype.
+
+        Rows that are taken at once, and bytes per logit with everything computed from it and the chunk before, are those of the code:
+        `Head.choose` and `SimplexModel.choose` for what is not plain, the op `lm_head` for what is.
+        """
+        if self.is_soft:
+            return min(count, 512) * vocabulary * (3 * item_bytes if is_plain else 13)
+        if self.has_certainty:
+            return min(count, 128) * vocabulary * 50
+        if self.is_guided:
+            return min(count, 128) * vocabulary * 21
+        if not is_plain:
+            return min(count, 128) * vocabulary * 15
+        if self.needs_rows:
+            return min(count, 256) * vocabulary * 2 * item_bytes + CHUNK_BYTES
+        return max(CHUNK_BYTES, count * -(-vocabulary // TILE) * KEY_BYTES)
+
+
 def plan_memory(
-    facts: ModelFacts, *, rows: int, positions: int, answers: int, is_guided: bool, item_bytes: int, weights: int, buffers: int
+    facts: ModelFacts,
+    *,
+    rows: int,
+    positions: int,
+    answers: int,
+    item_bytes: int,
+    weights: int,
+    buffers: int,
+    head: HeadUse | None = None,
+    precision: str = "auto",
+    is_merged: bool = True,
+    library: int = 0,
 ) -> MemoryPlan:
-    """Estimate a bucket's activations: the layer's widest moment or the head's, whichever is more, with the residual stream beside it.
+    """Bound a bucket's activations: the layer's widest moment or the head's, whichever is more, beside the rows that are read.
 
     Args:
         item_bytes: of one activation (2 for 16-bit dtypes), also where weights have 8 bits. weights, buffers: bytes, counted.
+        head: what is made of the logits; None is a choice among few candidates. precision: as EngineConfig has it.
+        is_merged: no low-rank path lies beside the weights. library: bytes that GEMM libraries take (LIBRARY_BYTES), 0 on a CPU.
     """
+    head = head or HeadUse()
     N, D, F, K = rows * positions, facts.width, facts.mlp_width, facts.head_width
     q, kv = facts.query_heads * K, facts.kv_heads * K
-    attention = N * (2 * (q + 2 * kv) + q)
-    mlp = N * 3 * F
-    stream = N * 3 * D
-    layer = (stream + max(attention, mlp)) * item_bytes
-    read = rows * answers * D * item_bytes * (2 if is_guided else 1)
-    logits = HEAD_ROWS * facts.vocab_size * (item_bytes + 2 * 4) * (2 if is_guided else 1)
+    # Its input and residual, which the caller holds too, and both of its own; then attention with its output, or the MLP.
+    stream = 4 * D + (2 * D if head.is_soft else 0)
+    attention = q + 2 * kv + max(q + kv, q + D)
+    # Gate and up and their product; a path beside the weight adds its own two terms, one part at a time.
+    mlp = (3 if is_merged else 4) * F
+    layer = N * (stream + max(attention, mlp)) * item_bytes
+    if precision == "int8":
+        layer += PRODUCT_BYTES * min(N * 2 * F, PRODUCT_VALUES)
     # The hidden states of the last layer are alive while rows are gathered, not while logits are.
-    peak = read + max(layer, logits)
-    return MemoryPlan(rows, positions, weights, buffers, int(peak * ROUNDING))
+    read = rows * answers * D * item_bytes * (3 if head.is_guided or head.is_soft else 2)
+    peak = max(layer + read // 2, read + head.nbytes(rows * answers, facts.vocab_size, item_bytes, precision == "auto" and is_merged))
+    return MemoryPlan(rows, positions, weights, buffers, int(peak * ROUNDING) + library)
 
 
 def _size(count: int) -> str:

@@ -154,5 +154,5 @@ def test_a_driver_that_is_not_one_is_refused(base):  # noqa: F811
 
 def test_an_8b_batch_of_eight_stays_within_three_gigabytes_beside_the_weights():
     facts = ModelFacts("llama", 4096, 14336, 32, 32, 8, 128, 128256, 131072, 1e-5, RopeFacts(), False, False, 1, (2,))
-    plan = plan_memory(facts, rows=8, positions=2048, answers=1024, is_guided=False, item_bytes=2, weights=0, buffers=10**7)
+    plan = plan_memory(facts, rows=8, positions=2048, answers=1024, item_bytes=2, weights=0, buffers=10**7)
     assert 1e9 < plan.needed < 3e9

@@ -58,6 +58,21 @@ def test_a_large_product_is_the_same_in_pieces(monkeypatch):
     torch.testing.assert_close(weight_only_library.weight_only_linear(rows, weight, weight_scale, bias), wide, rtol=1e-6, atol=1e-5)
 
 
+
+@pytest.mark.parametrize("rows", [20, 96, 101])
+def test_a_gpus_product_in_pieces_of_rows_is_the_whole_one(monkeypatch, rows):
+    x, x_scale = quantise_rows(torch.randn(rows, 60), torch.int8)
+    weight, weight_scale = quantise_rows(torch.randn(44, 60), torch.int8)
+    # Without a bias every value is two products, which round alike however many are made at once.
+    wanted = quantised_linear(x, x_scale, weight, weight_scale, None, torch.bfloat16)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    whole = library_kernel.quantised_linear(x, x_scale, weight, weight_scale, None, torch.bfloat16)
+    # Widths and rows are padded to what the GPU's library takes; the last piece has 5 rows of 101.
+    monkeypatch.setattr(library_kernel, "MOST_CUDA_VALUES", 44 * 33)
+    pieces = library_kernel.quantised_linear(x, x_scale, weight, weight_scale, None, torch.bfloat16)
+    assert torch.equal(whole, wanted) and torch.equal(pieces, whole)
+
+
 def test_int8_rows_have_the_same_bits_in_any_batch():
     x, x_scale = quantise_rows(torch.randn(70, 576), torch.int8)
     weight, weight_scale = quantise_rows(torch.randn(96, 576), torch.int8)

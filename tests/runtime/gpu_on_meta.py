@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,16 +22,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.random_model import MASK_ID
-from lad_engine.config import SamplingParams
+from lad_engine.config import AUTOREGRESSIVE_DEFAULTS, EngineConfig, SamplingParams
+from lad_engine.continuation import Continuation
 from lad_engine.contracts import Canvas, ModelFacts
-from lad_engine.decoding import DENOISERS
+from lad_engine.decoding import DENOISERS, Decoding
+from lad_engine.denoisers.autoregressive_bucket import AutoregressiveBuckets
 from lad_engine.kernels.attention import sdpa_kernel as attention_library
 from lad_engine.kernels.decode_attention import sdpa_kernel as decode_library
 from lad_engine.model.backbones import backbone_of
 from lad_engine.model.language_model import LanguageModel
 from lad_engine.model.precision import quantise
+from lad_engine.model.transformer import Transformer
 from lad_engine.ops import select_ops
-from lad_engine.runtime.graphs import Graphs
+from lad_engine.runtime.graphs import Graphs, buffer_bytes
+from lad_engine.runtime.memory import MemoryPlan
 
 interpreter = pytest.importorskip("triton.runtime.interpreter", reason="Triton is only published for Linux")
 jit = pytest.importorskip("triton.runtime.jit")
@@ -43,10 +48,12 @@ class Trace(TorchDispatchMode):
     """Refuses any tensor that is not on the meta device, where a GPU's would be; counts launches and the bytes alive at once.
 
     A read on the host needs no rule of its own: meta tensors have no values. launches: by kernel. peak: bytes.
+    is_captured False: the host's tensors may be copied in, as before a step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_captured: bool = True) -> None:
         super().__init__()
+        self.is_captured = is_captured
         self.launches: collections.Counter[str] = collections.Counter()
         self.peak, self._alive, self._seen = 0, 0, set()
 
@@ -57,7 +64,7 @@ class Trace(TorchDispatchMode):
         known = {tensor.untyped_storage()._cdata for tensor in given}
         for tensor in _tensors(out):
             storage = tensor.untyped_storage()
-            if storage._cdata not in known and storage._cdata not in self._seen:
+            if tensor.device.type == "meta" and storage._cdata not in known and storage._cdata not in self._seen:
                 self._seen.add(storage._cdata)
                 self._alive += storage.nbytes()
                 weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
@@ -66,11 +73,33 @@ class Trace(TorchDispatchMode):
 
     def refuse_others(self, name: str, tensors: list[Tensor]) -> None:
         devices = {tensor.device.type for tensor in tensors}
-        assert devices <= {"meta"}, f"{name} met tensors on {sorted(devices)}"
+        assert devices <= {"meta"} or not self.is_captured, f"{name} met tensors on {sorted(devices)}"
 
     def _freed(self, key: int, nbytes: int) -> None:
         self._seen.discard(key)
         self._alive -= nbytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+    """The captured buckets of one batch, the batch as it was laid out, and the memory that was planned for its bucket."""
+
+    graphs: Graphs
+    host: Any
+    plan: MemoryPlan
+
+    @property
+    def trace(self) -> Trace:
+        """The trace of the batch's own bucket."""
+        return self.graphs._all[0]._graph
+
+    def prime(self) -> Trace:
+        """Trace what a decode does before its first step."""
+        one = self.graphs._all[0]
+        one.arena.load(lambda buffers: self.graphs.family.fill(buffers, self.host))
+        with Trace(is_captured=False) as trace, without_launches(trace):
+            self.graphs.prime(one)
+        return trace
 
 
 def captured(
@@ -82,7 +111,7 @@ def captured(
     answer: int = 40,
     precision: str = "auto",
     batch_invariant: bool = False,
-) -> Graphs:
+) -> Capture:
     """Capture the bucket of a batch, and the smaller ones it shrinks to, on the GPU's own backends in bf16; the graphs are traces."""
     ops = select_ops("auto", device="cuda", batch_invariant=batch_invariant)
     transformer = backbone_of(facts)(facts, ops, torch.bfloat16, "meta")
@@ -90,15 +119,31 @@ def captured(
     with without_launches():
         quantise(transformer, precision)
     model = LanguageModel(transformer, batch_invariant, rows_stand_alone=batch_invariant)
-    denoiser, buckets = DENOISERS[facts.decoding]
+    config = EngineConfig(device="cpu", dtype="bfloat16", precision=precision, driver="eager", batch_invariant=batch_invariant)
+    decoding = Decoding(model, ops, config, facts, facts.decoding)
     # L2D writes from left to right: what is not written yet is no token.
     mask_id = -1 if facts.decoding == "latent_ode" else MASK_ID
     is_open = np.arange(prompt + answer) >= prompt
     canvas = Canvas(np.where(is_open, mask_id, 8).astype(np.int64), is_open, prompt)
-    host = denoiser(model, select_ops("reference")).begin([canvas] * rows, [params] * rows, mask_id=mask_id, eos_ids=(2,), device="cpu")
-    graphs = Graphs(denoiser(model, ops), buckets(facts.max_positions), MetaCapture())
+    layer_out = DENOISERS[facts.decoding][0](model, select_ops("reference"))
+    host = layer_out.begin([canvas] * rows, [params] * rows, mask_id=mask_id, eos_ids=(2,), device="cpu")
+    graphs = Graphs(decoding._denoiser, decoding._buckets, MetaCapture(), decoding.plan_bucket)
     graphs.lease(host)
-    return graphs
+    return Capture(graphs, host, decoding.plan_state(host))
+
+
+def continued(facts: ModelFacts, *, rows: int, prompt: int, answer: int) -> Capture:
+    """Capture the bucket of a batch that is continued token by token."""
+    ops = select_ops("auto", device="cuda")
+    transformer = Transformer(facts, ops, torch.bfloat16, "meta")
+    config = EngineConfig(device="cpu", dtype="bfloat16", driver="eager", batch_invariant=False)
+    continuation = Continuation(transformer, ops, config, facts)
+    params = [SamplingParams(max_new_tokens=answer, **{**AUTOREGRESSIVE_DEFAULTS, "temperature": 0.8, "top_p": 0.9})] * rows
+    host = continuation.decoder.lay_out([[8] * prompt] * rows, params, stop_ids=(2,), device="cpu")
+    family = AutoregressiveBuckets(facts.max_positions)
+    graphs = Graphs(continuation.decoder, family, MetaCapture(), continuation.plan_bucket)
+    one = graphs.lease(host)
+    return Capture(graphs, host, continuation.plan_bucket(one.bucket, buffer_bytes(family, family.blank(one.bucket, host))))
 
 
 def traced(step: Callable[[], None]) -> Trace:

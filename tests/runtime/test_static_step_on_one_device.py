@@ -8,17 +8,12 @@ import dataclasses
 import bench_on_path  # noqa: F401 - its import is its effect
 import pytest
 import torch
-from gpu_on_meta import MetaCapture, Trace, captured, traced
+from gpu_on_meta import Trace, captured, continued, traced
 
 from bench.random_model import MODELS
-from lad_engine.config import AUTOREGRESSIVE_DEFAULTS, SamplingParams
-from lad_engine.denoisers.autoregressive import AutoregressiveDecoder
-from lad_engine.denoisers.autoregressive_bucket import AutoregressiveBuckets
-from lad_engine.model.causal_model import CausalModel
+from lad_engine.config import SamplingParams
 from lad_engine.model.latent_facts import LatentFacts
-from lad_engine.model.transformer import Transformer
-from lad_engine.ops import OP_NAMES, load_op, select_ops
-from lad_engine.runtime.graphs import Graphs
+from lad_engine.ops import OP_NAMES, load_op
 
 LAYERS = 3
 LLAMA = dataclasses.replace(MODELS["SmolLM2-135M"], layers=LAYERS)
@@ -65,7 +60,7 @@ def params_of(family: str, name: str) -> SamplingParams:
 @pytest.mark.parametrize(("family", "name"), PAIRS)
 @torch.inference_mode()
 def test_a_denoising_step_touches_one_device_and_reads_nothing(family, name):
-    graphs = captured(FACTS[family], params_of(family, name))
+    graphs = captured(FACTS[family], params_of(family, name)).graphs
     assert [one.rows for one in graphs._all] == ([2] if family == "latent_ode" else [2, 1])
     assert all(one._graph.launches["_uniform_kernel"] >= 1 for one in graphs._all)
 
@@ -73,8 +68,7 @@ def test_a_denoising_step_touches_one_device_and_reads_nothing(family, name):
 @pytest.mark.parametrize(("precision", "batch_invariant"), [("int8", True), ("int8_weights", True), ("fp8", False), ("auto", True)])
 @torch.inference_mode()
 def test_weights_in_8_bits_and_fixed_tiles_keep_the_step_static(precision, batch_invariant):
-    graphs = captured(FACTS["lad"], params_of("lad", "top 3"), precision=precision, batch_invariant=batch_invariant)
-    launches = graphs._all[0]._graph.launches
+    launches = captured(FACTS["lad"], params_of("lad", "top 3"), precision=precision, batch_invariant=batch_invariant).trace.launches
     assert launches["_update_kernel"] == 1
     if precision in ("int8", "fp8"):
         # Each layer's norms and activation hand on quantised rows; attention's output is quantised by itself.
@@ -83,12 +77,8 @@ def test_weights_in_8_bits_and_fixed_tiles_keep_the_step_static(precision, batch
 
 @torch.inference_mode()
 def test_an_autoregressive_step_touches_one_device_and_reads_nothing():
-    ops = select_ops("auto", device="cuda")
-    decoder = AutoregressiveDecoder(CausalModel(Transformer(LLAMA, ops, torch.bfloat16, "meta"), batch_invariant=False), ops)
-    params = [SamplingParams(max_new_tokens=20, **{**AUTOREGRESSIVE_DEFAULTS, "temperature": 0.8, "top_k": 20})] * 2
-    graphs = Graphs(decoder, AutoregressiveBuckets(LLAMA.max_positions), MetaCapture())
-    one = graphs.lease(decoder.lay_out([[5, 6, 7], [8, 9]], params, stop_ids=(2,), device="cpu"))
-    assert one._graph.launches["_decode_attention_kernel"] == LAYERS
+    trace = continued(LLAMA, rows=2, prompt=3, answer=20).trace
+    assert trace.launches["_decode_attention_kernel"] == LAYERS
 
 
 def test_a_tensor_of_the_host_and_a_read_on_it_are_seen():
@@ -108,7 +98,7 @@ def with_one_warm_up(step) -> None:
 
 @torch.inference_mode()
 def test_a_step_makes_seven_calls_a_layer_and_four_around_them():
-    graphs, calls = captured(FACTS["lad"], params_of("lad", "top 3"), rows=4), collections.Counter()
+    graphs, calls = captured(FACTS["lad"], params_of("lad", "top 3"), rows=4).graphs, collections.Counter()
     denoiser, state = graphs._denoiser, graphs._all[0].state
     ops = counted(denoiser.ops, calls)
     denoiser.ops = denoiser.model.transformer.ops = denoiser.model.head.ops = ops
