@@ -230,20 +230,26 @@ def run(plan: Plan) -> int:
     Raises:
         ConfigError: Ray is not installed, Serve runs already and listens elsewhere, or a replica could not be started.
     """
-    app = application(plan)
-    serve, ended = _ray_serve(), threading.Event()
+    app, serve, ended = application(plan), _ray_serve(), threading.Event()
+    _log_json(plan.log_level)
+    where = {"host": plan.settings.host, "port": plan.settings.port}
     if serve.status().proxies:
         raise ConfigError(
             "serve: Ray Serve runs already in this cluster and listens where it was told, expected a cluster without it. "
             "Deploy with `serve run lad_engine.serve:application`."
         )
-    serve.start(http_options={"host": plan.settings.host, "port": plan.settings.port}, logging_config={"enable_access_log": False})
-    kept = {name: signal.signal(name, lambda *_: ended.set()) for name in (signal.SIGINT, signal.SIGTERM)}
+    kept = {}
     try:
+        serve.start(http_options=where, logging_config={"enable_access_log": False})
         deploy(app)
-        log.info("listening", extra={"fields": {"host": plan.settings.host, "port": plan.settings.port}})
+        # Until here a signal ends at once what has not begun.
+        kept = {name: signal.signal(name, lambda *_: ended.set()) for name in (signal.SIGINT, signal.SIGTERM)}
+        log.info("listening", extra={"fields": where})
         ended.wait()
         log.info("draining")
+        serve.delete(APPLICATION)
+    except KeyboardInterrupt:
+        log.info("stopped")
     finally:
         serve.shutdown()
         for name, handler in kept.items():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,14 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra
 CHAT, KEY = "/v1/chat/completions", "0123456789abcdef"
 NAMES = ("first", "second", "third")
 LONG = {"max_tokens": 200, "steps": 250, "early_stop": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unobserved():
+    """Ray would report its use to its makers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +71,6 @@ def plan(places):
 @pytest.fixture(scope="module")
 def scaled(plan):
     """A client of two replicas, each with room for one of three adapters."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
     from ray import serve
 
@@ -175,6 +183,45 @@ def test_an_engine_that_cannot_be_loaded_is_one_sentence(scaled, plan, tmp_path)
 
     with pytest.raises(ConfigError, match=r"nothing-here.*expected"):
         deploy(application(dataclasses.replace(plan, model=str(tmp_path / "nothing-here"))))
+
+
+@needs_ray
+def test_the_command_adds_a_replica_while_requests_wait_and_drains(places):
+    base, folder = places
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--ray", "--port", str(port), "--model", str(base), "--adapter", f"first={folder / 'first.safetensors'}", "--threads", "1"]
+    words += ["--max-replicas", "2", "--requests-per-replica", "1", "--cpus-per-replica", "0.5", "--max-running", "2"]
+    process = subprocess.Popen([sys.executable, "-m", "lad_engine.serve", *words], stderr=subprocess.PIPE, text=True)
+    lines: list[str] = []
+    reading = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
+    reading.start()
+    try:
+        wait_until(lambda: any('"listening"' in line for line in lines) or process.poll() is not None, 180)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=180) as client:
+            asked = threading.Event()
+
+            def ask(_: int) -> int:
+                return 0 if asked.is_set() else client.post(CHAT, json={"messages": HELLO, "model": "first", **LONG}).status_code
+
+            with ThreadPoolExecutor(6) as pool:
+                statuses = pool.map(ask, range(2000))
+                wait_until(lambda: len(samples(client, "lad_ready")) == 2, 240)
+                asked.set()
+                assert set(statuses) <= {0, 200}
+            body = {"messages": HELLO, "model": "first", **LONG, "stream": True, "stream_options": {"steps": True}}
+            with client.stream("POST", CHAT, json=body) as response:
+                chunks = data_of(response.iter_lines())
+                next(chunk for chunk in chunks if "step" in chunk)
+                process.send_signal(signal.SIGTERM)
+                assert list(chunks)[-1]["lad"]["steps"] == LONG["steps"], "what ran was answered to its end"
+        assert process.wait(60) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        reading.join(10)
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch, capsys, places):
