@@ -20,10 +20,9 @@ namespace {
 // Query rows of a task: with the scores of 256 keys they fill half of a first-level cache of 48 KB.
 constexpr int64_t BLOCK_ROWS = 24;
 
-// Keys of one group as panels [positions / PANEL, K, PANEL], then its values as [K / PANEL, positions, PANEL].
+// Keys of one group as panels [positions / PANEL, K, PANEL], then its values as [K / PANEL, positions, PANEL]; zeros beyond both.
 struct Panels {
     float *keys, *values;
-    int64_t positions;
 };
 
 int64_t whole_panels(int64_t size) { return (size + baseline::PANEL - 1) / baseline::PANEL * baseline::PANEL; }
@@ -52,19 +51,22 @@ void packed_attention(Heads<T> qkv, Rows<const float> cos, Rows<const float> sin
     };
     const auto panels = [&](int64_t pair) {
         float* keys = room + pair * group_room(positions, K);
-        return Panels{keys, keys + width * K, positions};
+        return Panels{keys, keys + width * K};
     };
     const int64_t key_parts = width / baseline::PANEL;
     parallel_for(B * G * key_parts, threads, [&](int64_t task) {
         const int64_t pair = task / key_parts, b = pair / G, g = pair % G, first = task % key_parts * baseline::PANEL;
         const Panels to = panels(pair);
-        float* row = scratch(K);
+        float *row = scratch(K_room), *keys = to.keys + first * K;
+        // What nobody reads is multiplied all the same, and leftovers of another use may be numbers that are slow to multiply.
+        std::fill(row + K, row + K_room, 0.0f);
+        if (positions - first < baseline::PANEL) std::fill_n(keys, K * baseline::PANEL, 0.0f);
         for (int64_t t = first; t < std::min(positions, first + baseline::PANEL); ++t) {
             LAD_AT_LEVEL(rotate_head<T, float>)(head(b, t, H + g), cos[t], sin[t], K / 2, 1.0f, row);
-            for (int64_t k = 0; k < K; ++k) to.keys[(first / baseline::PANEL * K + k) * baseline::PANEL + t - first] = row[k];
+            for (int64_t k = 0; k < K; ++k) keys[k * baseline::PANEL + t - first] = row[k];
             LAD_AT_LEVEL(convert_row<T, float>)(head(b, t, H + G + g), K, row);
             for (int64_t k = 0; k < K; k += baseline::PANEL)
-                std::copy_n(row + k, std::min(K - k, baseline::PANEL), to.values + k * positions + t * baseline::PANEL);
+                std::copy_n(row + k, baseline::PANEL, to.values + k * positions + t * baseline::PANEL);
         }
     });
     const int64_t blocks = (stacked + BLOCK_ROWS - 1) / BLOCK_ROWS;
