@@ -50,7 +50,7 @@ NO_SETTINGS = ("output", "threads", "plot", "log_every")
 COUNTED = (
     "Every trial makes the same number of updates of the same batch from the same base and seed; one setting differs from the reference. "
     "Validation: the reference's held-out texts less any whose question or answer it trains on, the same for every trial, with the same "
-    "noise; loss is the mean over 30, 60 and 100 % masked and structured damage, in nats per damaged answer token."
+    "noise; loss is in nats per damaged answer token, over 30, 60 and 100 % masked and structured damage together."
 )
 
 
@@ -131,7 +131,7 @@ def measured(trial: Trial, data: ValidationSet) -> dict[str, Any]:
         out |= {f"loss_{name}": loss / max(count, 1.0), f"recovered_{name}": right / max(count, 1.0)}
         for text, total in zip(texts, totals, strict=True):
             text[0], text[1] = text[0] + total[0], text[1] + total[2]
-    return {**out, "loss": sum(out[f"loss_{name}"] for name, _, _ in LEVELS) / len(LEVELS), "texts": texts}
+    return {**out, "loss": sum(loss for loss, _ in texts) / max(sum(count for _, count in texts), 1.0), "texts": texts}
 
 
 def row_of(trial: Trial, data: ValidationSet, kept: dict[str, dict[str, Any]]) -> dict[str, Any]:

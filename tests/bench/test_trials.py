@@ -64,6 +64,7 @@ def test_trials_are_trained_judged_and_not_repeated(place, capsys, monkeypatch):
     # Judged on the same texts: the same number of damaged tokens for every trial.
     counts = {tuple(count for _, count in row["texts"]) for row in rows}
     assert len(counts) == 1 and rows[0]["against_reference"]["gain"] == 0
+    assert all(row["against_reference"]["gain"] == pytest.approx(rows[0]["loss"] - row["loss"]) for row in rows)
     table = (place / "out.md").read_text()
     assert table.count("\n") == 8 and all(row["trial"] in table for row in rows)
 
