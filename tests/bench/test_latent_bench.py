@@ -1,29 +1,17 @@
-"""The bench of L2D runs and walks the transcription's path; the committed training config holds; the evidence is what it says."""
+"""L2D's committed training config holds, and its evidence is what it says."""
 
 from __future__ import annotations
 
 import json
-import sys
 
 import bench_on_path  # noqa: F401
-import pytest
 from bench_on_path import ROOT
 
-import bench.families.decode
 import bench.families.latent_evidence
 from lad_engine.config import SamplingParams
 from lad_engine.training.config import TrainConfig
 from tiny_checkpoint import make_tiny
 from tiny_latent import make_tiny_latent
-
-
-def test_the_bench_times_both_and_both_make_the_same_tokens(monkeypatch, tmp_path):
-    out = tmp_path / "latent.json"
-    monkeypatch.setattr(sys, "argv", ["bench.families.decode", "--families", "latent_ode", "--quick", "--out", str(out)])
-    bench.families.decode.main()
-    (row,) = json.loads(out.read_text())["rows"]
-    assert row["same_tokens"] and row["head_rows_per_step"] == 15 and row["nfe"] == row["transcription"]["nfe"] == 3 * 15
-    assert row["ratios"]["transcription"] == pytest.approx(row["times"]["transcription"]["median_us"] / row["times"]["ours"]["median_us"])
 
 
 def test_the_training_config_is_one_and_its_profile_holds():
