@@ -196,10 +196,13 @@ def families_table(result: Result) -> str:
 
 
 def evidence_table(result: Result) -> str:
-    """One line per claim about an adaptation: both values, how much better ours is with its interval, and whether it holds."""
+    """One line per claim about an adaptation: both values, how much better ours is with its interval, and whether it holds.
+
+    What is measured beside the claims stands below them without being asked for.
+    """
     rows, notes = [], []
     for row in result["rows"]:
-        for one in row["claims"]:
+        for one in [*row["claims"], *({**one, "what": f"(beside) {one['what']}"} for one in row.get("beside", []))]:
             gain = f"{one['gain']:.3g} ({one['low']:.3g} to {one['high']:.3g})" if "gain" in one else ""
             verdict = "holds" if one["is_clear"] else "holds, within chance" if one["holds"] else "does not hold"
             rows.append([row["family"], one["what"], f"{one['value']:.3g}", f"{one['against']:.3g}", gain, str(one["n"]), verdict])

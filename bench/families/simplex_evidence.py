@@ -101,7 +101,7 @@ def evidence(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[st
     beside = claim(f"judge's nats per token of {steps} passes, against a decode of {few}", nats["last_pass"], nats["short_decode"],
                    lower_is_better=True)  # fmt: skip
     samples = [dict(zip(("question", *texts), row, strict=True)) for row in zip(questions, *texts.values(), strict=True)]
-    return claims, {"held_out": len(examples), "steps": steps, "fluency": fluency, "beside": beside, "samples": samples}
+    return claims, {"held_out": len(examples), "steps": steps, "fluency": fluency, "beside": [beside], "samples": samples}
 
 
 def _user_turn(rendered: str) -> str:

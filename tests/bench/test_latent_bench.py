@@ -8,6 +8,8 @@ import bench_on_path  # noqa: F401
 from bench_on_path import ROOT
 
 import bench.families.latent_evidence
+from bench.report import evidence_table
+from bench.results import conditions
 from lad_engine.config import SamplingParams
 from lad_engine.training.config import TrainConfig
 from tiny_checkpoint import make_tiny
@@ -34,3 +36,8 @@ def test_evidence_names_the_base_at_time_zero(tmp_path):
     assert status == (0 if half["holds"] else 1) and half["against"] > 0 and not half["is_clear"]
     assert (losses["value"], losses["against"], losses["holds"]) == (4, 4, True)
     assert (greedy["value"], greedy["against"], greedy["holds"]) == (4, 4, True)
+    wrong = [f"at t = {time}, against a wrong target" for time in (0.5, 0.9)]
+    assert [one["what"] for one in row["beside"]] == ["the same at t = 0.9", *wrong]
+    # Another target is another input of the flow path.
+    assert all(one["gain"] != 0 for one in row["beside"])
+    assert evidence_table({**conditions(), "counted": "", "rows": [row]}).count("(beside)") == 3

@@ -78,14 +78,17 @@ class LatentObjective:
         return out
 
     @torch.no_grad()
-    def score(self, model: Any, batch: Any, time: float, device: torch.device) -> Tensor:
-        """Return (summed loss, tokens named right, tokens) `[3]` fp64 of a clean batch at one time."""
+    def score(self, model: Any, batch: Any, time: float, device: torch.device, shown: Tensor | None = None) -> Tensor:
+        """Return (summed loss, tokens named right, tokens) `[3]` fp64 of a clean batch at one time.
+
+        shown: `[B, T]` int64, tokens whose flow vectors are noised in place of the batch's own: what a wrong target does.
+        """
         parts = (part.to(device) for part in (batch.ids, batch.answer_start, batch.first_eos, batch.keys))
         clean = CleanBatch(*parts, torch.zeros((), dtype=torch.int64, device=device), update=0)
         times = torch.full((clean.ids.shape[0], clean.ids.shape[1] - 1), time, device=device)
         null = self._setting.config.flow_classes
         drawn = _batch(clean, times, torch.full_like(times, null, dtype=torch.int64) if null else None)
-        rows = flow_rows(model.transformer, self._setting.ops, drawn)[drawn.row, drawn.position - 1]
+        rows = flow_rows(model.transformer, self._setting.ops, drawn, shown)[drawn.row, drawn.position - 1]
         out = torch.zeros(3, dtype=torch.float64)
         for part, target in zip(rows.split(ROWS_PER_CHUNK), drawn.target.split(ROWS_PER_CHUNK), strict=True):
             logits = model.head.logits(part)
@@ -95,14 +98,17 @@ class LatentObjective:
         return out
 
 
-def flow_rows(transformer: Any, ops: Any, batch: LatentBatch) -> Tensor:
-    """Return h_main + w(t) h_flow `[B, T - 1, D]`, the rows that name the token after each position; the base gets no gradient."""
+def flow_rows(transformer: Any, ops: Any, batch: LatentBatch, shown: Tensor | None = None) -> Tensor:
+    """Return h_main + w(t) h_flow `[B, T - 1, D]`, the rows that name the token after each position; the base gets no gradient.
+
+    shown: `[B, T]` int64, the tokens whose flow vectors are noised; the batch's own where left out.
+    """
     flow, ids = transformer.flow, batch.ids
     B, T = ids.shape[0], ids.shape[1] - 1
     with torch.no_grad():
         cache = KVCache(transformer.facts, B, T, transformer.embed.dtype, ids.device)
         hidden = transformer(ids[:, :T], cache=cache)
-        embeddings = torch.nn.functional.embedding(ids[:, 1:], transformer.embed)
+        embeddings = torch.nn.functional.embedding((ids if shown is None else shown)[:, 1:], transformer.embed)
     components = torch.arange(T * flow.latent.flow_width, device=ids.device)
     noise = torch.special.ndtri(ops.uniform(batch.seeds, components, batch.draw, FLOW_NOISE)).view(B, T, -1) * flow.latent.sigma
     t = batch.times[..., None]
