@@ -91,7 +91,7 @@ class Continuation:
             item_bytes=item_bytes,
             weights=weight_bytes(self._transformer),
             buffers=buffers + cache_bytes(bucket, self._facts, item_bytes),
-            head=HeadUse(needs_rows=True),
+            head=HeadUse(needs_rows=True, is_plain=self._config.precision == "auto"),
             precision=self._config.precision,
             library=library_bytes(self._config),
         )

@@ -104,6 +104,10 @@ class Decoding:
                 plan = self.plan(canvases, params, mask_id, eos_ids)
                 raise DeviceMemoryError(plan.refusal()) from error
 
+    def check(self, canvas: Canvas, params: SamplingParams, mask_id: int) -> None:
+        """Raise what `run` would for this request, RequestError or ConfigError, without laying it out; any thread may ask."""
+        self._denoiser.check(canvas, params, mask_id)
+
     def warm_up(
         self,
         canvases: Sequence[Canvas],
@@ -143,6 +147,7 @@ class Decoding:
         """Plan the memory of a bucket whose buffers take so many bytes, what its family keeps beside them included."""
         transformer, item_bytes = self._model.transformer, getattr(torch, self._config.dtype).itemsize
         beside = getattr(self._buckets, "beside", lambda *_: 0)
+        *layers, head = transformer.projections()
         return plan_memory(
             self._facts,
             rows=bucket.rows,
@@ -156,9 +161,10 @@ class Decoding:
                 has_certainty="certainty" in getattr(bucket, "used", ()),
                 is_soft=isinstance(self._buckets, SimplexBuckets),
                 needs_rows=bucket.samples_all or not 0 < bucket.max_top_k <= FEW_CANDIDATES,
+                is_plain=head.is_plain and self._config.precision == "auto",
             ),
             precision=self._config.precision,
-            is_merged=all(not projection.low_rank for projection in transformer.projections()),
+            has_wide_paths=any(one.low_rank and one.weight.shape[0] >= self._facts.mlp_width for one in layers),
             library=library_bytes(self._config),
         )
 

@@ -67,27 +67,29 @@ class HeadUse:
     """What a step makes of its logits.
 
     is_guided: combined with those of unconditional rows. has_certainty: how sure each row is, beside its token. is_soft: the mean embedding
-    of what was predicted. needs_rows: whole rows at once (a draw over all tokens, top-p alone, more than FEW_CANDIDATES).
+    of what was predicted. needs_rows: whole rows at once (a draw over all tokens, top-p alone, more than FEW_CANDIDATES). is_plain: logits
+    are rows times one matrix of their dtype, with no low-rank path beside it.
     """
 
     is_guided: bool = False
     has_certainty: bool = False
     is_soft: bool = False
     needs_rows: bool = False
+    is_plain: bool = True
 
-    def nbytes(self, count: int, vocabulary: int, item_bytes: int, is_plain: bool) -> int:
-        """Bound the logits of `count` rows and what is made of them; is_plain: rows times one matrix of their own dtype.
+    def nbytes(self, count: int, vocabulary: int, item_bytes: int) -> int:
+        """Bound the logits of `count` rows and what is made of them.
 
         Rows that are taken at once, and bytes per logit with everything computed from it and the chunk before, are those of the code:
         `Head.choose` and `SimplexModel.choose` for what is not plain, the op `lm_head` for what is.
         """
         if self.is_soft:
-            return min(count, 512) * vocabulary * (3 * item_bytes if is_plain else 13)
+            return min(count, 512) * vocabulary * (3 * item_bytes if self.is_plain else 13)
         if self.has_certainty:
             return min(count, 128) * vocabulary * 50
         if self.is_guided:
             return min(count, 128) * vocabulary * 21
-        if not is_plain:
+        if not self.is_plain:
             return min(count, 128) * vocabulary * 15
         if self.needs_rows:
             return min(count, 256) * vocabulary * 2 * item_bytes + CHUNK_BYTES
@@ -105,7 +107,7 @@ def plan_memory(
     buffers: int,
     head: HeadUse | None = None,
     precision: str = "auto",
-    is_merged: bool = True,
+    has_wide_paths: bool = False,
     library: int = 0,
 ) -> MemoryPlan:
     """Bound a bucket's activations: the layer's widest moment or the head's, whichever is more, beside the rows that are read.
@@ -113,7 +115,7 @@ def plan_memory(
     Args:
         item_bytes: of one activation (2 for 16-bit dtypes), also where weights have 8 bits. weights, buffers: bytes, counted.
         head: what is made of the logits; None is a choice among few candidates. precision: as EngineConfig has it.
-        is_merged: no low-rank path lies beside the weights. library: bytes that GEMM libraries take (LIBRARY_BYTES), 0 on a CPU.
+        has_wide_paths: low-rank paths lie beside gate and up. library: bytes that GEMM libraries take (LIBRARY_BYTES), 0 on a CPU.
     """
     head = head or HeadUse()
     N, D, F, K = rows * positions, facts.width, facts.mlp_width, facts.head_width
@@ -121,14 +123,14 @@ def plan_memory(
     # Its input and residual, which the caller holds too, and both of its own; then attention with its output, or the MLP.
     stream = 4 * D + (2 * D if head.is_soft else 0)
     attention = q + 2 * kv + max(q + kv, q + D)
-    # Gate and up and their product; a path beside the weight adds its own two terms, one part at a time.
-    mlp = (3 if is_merged else 4) * F
+    # Gate and up with their product; or with what paths add to each, and the whole they are put together to.
+    mlp = (6 if has_wide_paths else 3) * F
     layer = N * (stream + max(attention, mlp)) * item_bytes
     if precision == "int8":
         layer += PRODUCT_BYTES * min(N * 2 * F, PRODUCT_VALUES)
     # The hidden states of the last layer are alive while rows are gathered, not while logits are.
     read = rows * answers * D * item_bytes * (3 if head.is_guided or head.is_soft else 2)
-    peak = max(layer + read // 2, read + head.nbytes(rows * answers, facts.vocab_size, item_bytes, precision == "auto" and is_merged))
+    peak = max(layer + read // 2, read + head.nbytes(rows * answers, facts.vocab_size, item_bytes))
     return MemoryPlan(rows, positions, weights, buffers, int(peak * ROUNDING) + library)
 
 

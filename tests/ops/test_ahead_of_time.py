@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import subprocess
@@ -17,6 +19,29 @@ pytest.importorskip("triton", reason="Triton is only published for Linux")
 OPS = sorted(path.parent.name for path in Path(kernels.__file__).parent.glob("*/triton_kernel.py"))
 # What one block may use of the architecture's shared memory (CUDA programming guide, technical specifications).
 SHARED_LIMIT_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
+
+KERNEL_FILES = sorted(Path(kernels.__file__).parent.glob("*/*_kernel.py"))
+
+
+def launched(path: Path) -> set[str]:
+    """Return the names of the kernels that a file launches, as their own files define them: `name[grid](...)`."""
+    module = importlib.import_module(f"lad_engine.kernels.{path.parent.name}.{path.stem}")
+    calls = (node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    names = {call.value.id for call in calls if isinstance(call, ast.Subscript) and isinstance(call.value, ast.Name)}
+    return {getattr(module, name).fn.__name__ for name in names if hasattr(getattr(module, name, None), "fn")}
+
+
+def test_every_kernel_that_is_launched_is_compiled_ahead_of_time():
+    listed = {
+        (compilation.kernel.fn.__name__, architecture)
+        for op in OPS
+        for compilation in importlib.import_module(f"lad_engine.kernels.{op}.triton_kernel").ahead_of_time()
+        for architecture in compilation.architectures
+    }
+    every = set().union(*(launched(path) for path in KERNEL_FILES if path.stem in ("triton_kernel", "cublas_kernel")))
+    assert len(every) >= len(OPS)
+    assert every - {name for name, _ in listed} == set()
+    assert {(name, architecture) for name in every for architecture in SHARED_LIMIT_BYTES} - listed == set()
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,6 @@ def test_a_large_product_is_the_same_in_pieces(monkeypatch):
     torch.testing.assert_close(weight_only_library.weight_only_linear(rows, weight, weight_scale, bias), wide, rtol=1e-6, atol=1e-5)
 
 
-
 @pytest.mark.parametrize("rows", [20, 96, 101])
 def test_a_gpus_product_in_pieces_of_rows_is_the_whole_one(monkeypatch, rows):
     x, x_scale = quantise_rows(torch.randn(rows, 60), torch.int8)

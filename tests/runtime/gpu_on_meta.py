@@ -111,11 +111,19 @@ def captured(
     answer: int = 40,
     precision: str = "auto",
     batch_invariant: bool = False,
+    rank: int = 0,
 ) -> Capture:
-    """Capture the bucket of a batch, and the smaller ones it shrinks to, on the GPU's own backends in bf16; the graphs are traces."""
+    """Capture the bucket of a batch, and the smaller ones it shrinks to, on the GPU's own backends in bf16; the graphs are traces.
+
+    rank: of low-rank paths beside every part of every projection, the head's too; 0 for none.
+    """
     ops = select_ops("auto", device="cuda", batch_invariant=batch_invariant)
     transformer = backbone_of(facts)(facts, ops, torch.bfloat16, "meta")
     transformer.head.predicts_next_token = facts.predicts_next_token
+    for projection in transformer.projections() if rank else ():
+        for start, stop in projection.rows.values():
+            b = torch.empty(stop - start, rank, dtype=torch.bfloat16, device="meta")
+            projection.attach(b.new_empty(rank, projection.weight.shape[1]), b, 1.0, start, stop)
     with without_launches():
         quantise(transformer, precision)
     model = LanguageModel(transformer, batch_invariant, rows_stand_alone=batch_invariant)
