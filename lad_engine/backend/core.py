@@ -76,16 +76,14 @@ class Core:
         resident = self.parts.resident(adapter)
         params = self.parts.params(params, resident)
         canvas = self.parts.canvas(prompt, params, resident)
-        row = self.parts.row(canvas, params)
+        self.parts.check(canvas, params)
         if self.limits.max_tokens is not None and canvas.length > self.limits.max_tokens:
             raise ConfigError(
                 f"prompt and answer: {canvas.length} positions, expected at most {self.limits.max_tokens} (max_tokens). Shorten either."
             )
         deadline = None if deadline_s is None else now + deadline_s
         name = request_id or uuid.uuid4().hex[:16]
-        request = Request(
-            name, prompt, params, canvas, row if self.parts.can_join else None, adapter, resident, wants, client, deadline, deliver, now
-        )
+        request = Request(name, prompt, params, canvas, adapter, resident, wants, client, deadline, deliver, now)
         request.settled = SettledText(self.parts, canvas, params)
         with self._changed:
             self._admit_to_queue(request)
@@ -249,8 +247,9 @@ class Core:
         try:
             current = self.parts.resident(request.adapter)
             if current is not request.resident:
-                request.canvas = self.parts.canvas(request.prompt, request.params, current)
-                request.row, request.resident = self.parts.row(request.canvas, request.params), current
+                canvas = self.parts.canvas(request.prompt, request.params, current)
+                self.parts.check(canvas, request.params)
+                request.canvas, request.resident = canvas, current
         except LadError as error:
             self._fail(request, error)
             return False

@@ -79,14 +79,15 @@ class EngineParts:
         facts: AdapterFacts | None = engine.adapter_facts if self.store is None else resident and resident.facts
         return lay_out_request(prompt, params, facts, engine.codec, engine.facts, engine.family, engine.mask_id)
 
-    @torch.inference_mode()
-    def row(self, canvas: Canvas, params: SamplingParams) -> Any:
-        """Return a request's state on the host, a batch of one; any thread may ask.
+    def check(self, canvas: Canvas, params: SamplingParams) -> None:
+        """Raise RequestError or ConfigError where canvas and parameters do not go together; `Engine.generate` asks the same.
 
-        It is what `Engine.generate` begins with, so that it refuses what that refuses.
-        Raises:
-            RequestError, ConfigError: canvas and parameters do not go together.
+        Tensors are left to the device thread: each would hand the interpreter over to it and wait to get it back.
         """
+        self._decoding.check(canvas, params, self.engine.mask_id)
+
+    def row(self, canvas: Canvas, params: SamplingParams) -> Any:
+        """Return a request's state on the host, a batch of one."""
         return self._decoding._lay_out([canvas], [params], self.engine.mask_id, self.engine.eos_ids)
 
     def begin(self, canvases: Sequence[Canvas], params: Sequence[SamplingParams]) -> Any:

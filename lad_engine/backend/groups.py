@@ -78,7 +78,7 @@ class Groups:
             return
         for request in requests:
             try:
-                row = request.take_row(self._parts)
+                row = self._parts.row(request.canvas, request.params)
                 self._join(request, row, self._parts.bucket(row))
             except Exception as error:  # noqa: BLE001 - whatever beginning raises concerns this request alone
                 self._on_fail(request, _reason(error, "could not begin"))
@@ -164,7 +164,7 @@ class Groups:
         opened: Group | None = None
         for request in requests:
             try:
-                row = request.take_row(self._parts)
+                row = self._parts.row(request.canvas, request.params)
                 bucket = self._parts.bucket(row)
                 slot = opened.free_slot() if opened is not None and opened.slots.fits(bucket, row) else None
                 if opened is None or slot is None:

@@ -24,15 +24,13 @@ class Request:
     """Waiting, then running, then ended exactly once.
 
     resident: what it is computed with, from its start on; before, what it was laid out for. deadline: on the monotonic clock.
-    row: its state on the host, from when it was submitted until it is in a batch. next_step: the first step that was not reported yet
-    (a batch that failed begins again). retries: begun again for want of memory.
+    next_step: the first step that was not reported yet (a batch that failed begins again). retries: begun again for want of memory.
     """
 
     id: str
     prompt: str | Prompt | Canvas
     params: SamplingParams
     canvas: Canvas
-    row: Any
     adapter: str | None
     resident: Resident | None
     wants: str
@@ -47,11 +45,6 @@ class Request:
     next_step: int = 0
     retries: int = 0
     settled: SettledText | None = None
-
-    def take_row(self, parts: EngineParts) -> Any:
-        """Return its state on the host and let go of it; laid out anew where it was taken before."""
-        row, self.row = self.row, None
-        return row if row is not None else parts.row(self.canvas, self.params)
 
     @property
     def tokens(self) -> int:

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..config import SamplingParams
 from ..contracts import Canvas, Denoisable
 from ..samplers.purposes import SAMPLE
-from .lad_state import LadState, new_state
+from ..schedules.masking import check_steps
+from .lad_state import LadState, check_canvas, new_state
 
 
 class LadDenoiser:
@@ -31,6 +32,11 @@ class LadDenoiser:
     ) -> LadState:
         """Copy a batch of requests into buffers; see `new_state` for what is refused."""
         return new_state(canvases, params, mask_id, eos_ids, device, self.ops)
+
+    def check(self, canvas: Canvas, params: SamplingParams, mask_id: int) -> None:
+        """Raise what `begin` would for this request, without a tensor; any thread may ask."""
+        check_canvas(0, canvas)
+        check_steps(params, canvas.answer_length)
 
     def step_(self, state: LadState) -> None:
         """Predict every open position once and update `state` in place; rows that are done stay as they are.

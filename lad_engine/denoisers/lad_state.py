@@ -112,7 +112,7 @@ def new_state(
     if not canvases or len(canvases) != len(params):
         raise RequestError(f"begin: {len(canvases)} canvases with {len(params)} SamplingParams, expected as many of each, at least one.")
     for index, canvas in enumerate(canvases):
-        _check_canvas(index, canvas)
+        check_canvas(index, canvas)
     B, T = len(canvases), max(canvas.length for canvas in canvases)
     R = max(canvas.answer_length for canvas in canvases)
     ids = np.full((B, T), mask_id, np.int64)
@@ -179,7 +179,8 @@ def new_state(
     )
 
 
-def _check_canvas(index: int, canvas: Canvas) -> None:
+def check_canvas(index: int, canvas: Canvas) -> None:
+    """Raise RequestError where a canvas has nothing to refine or does not hold together; index names it."""
     if canvas.is_open.shape != canvas.ids.shape or not 0 <= canvas.answer_start < canvas.length:
         raise RequestError(
             f"canvas {index}: ids {canvas.ids.shape}, is_open {canvas.is_open.shape}, answer_start {canvas.answer_start}, "

@@ -15,7 +15,7 @@ from ..contracts import Canvas, TokenChoice, TokenRule
 from ..samplers.ode_solvers import integrate, integrate_adaptively
 from ..samplers.purposes import FLOW_START, FLOW_TARGET, SAMPLE
 from ..schedules.flow_time import FIRST_STEP, input_scale, is_at_end
-from .latent_state import LatentState, new_state
+from .latent_state import LatentState, check_canvas, check_rules, new_state
 
 
 class LatentDecodable(Protocol):
@@ -81,6 +81,11 @@ class LatentOdeDecoder:
         """Copy a batch of requests into buffers; see `new_state` for what is refused. The first step reads the prompts."""
         sizes = {"flow_width": self.model.flow_width, "hidden_like": self.model.hidden_like, "classes": self.model.classes}
         return new_state(canvases, params, mask_id, eos_ids, device, **sizes)
+
+    def check(self, canvas: Canvas, params: SamplingParams, mask_id: int) -> None:
+        """Raise what `begin` would for this request, without a tensor; any thread may ask."""
+        check_canvas(0, canvas, mask_id)
+        check_rules(0, params, params, self.model.classes)
 
     def prime_(self, state: LatentState) -> None:
         """Read the prompts into the cache and keep the row that predicts each one's first token.

@@ -121,9 +121,9 @@ def new_state(
     if not canvases or len(canvases) != len(params):
         raise RequestError(f"begin: {len(canvases)} canvases with {len(params)} SamplingParams, expected as many of each, at least one.")
     for index, canvas in enumerate(canvases):
-        _check_canvas(index, canvas, mask_id)
+        check_canvas(index, canvas, mask_id)
     for index, one in enumerate(params):
-        _check_rules(index, one, params[0], classes)
+        check_rules(index, one, params[0], classes)
     flow, guided = _flow_rules(params), tuple(one.cfg_scale > 0 for one in params)
     lengths = tuple(canvas.answer_start for canvas in canvases)
     B, R, W = len(canvases), max(canvas.answer_length for canvas in canvases), 2 if any(guided) else 1
@@ -182,7 +182,8 @@ def new_state(
     )
 
 
-def _check_canvas(index: int, canvas: Canvas, mask_id: int) -> None:
+def check_canvas(index: int, canvas: Canvas, mask_id: int) -> None:
+    """Raise RequestError where a canvas is not a prompt and an open answer; index names it."""
     start = canvas.answer_start
     if not 0 < start < canvas.length:
         raise RequestError(f"canvas {index}: its answer starts at {start} of {canvas.length}, expected a prompt of one token at least.")
@@ -193,7 +194,8 @@ def _check_canvas(index: int, canvas: Canvas, mask_id: int) -> None:
         )
 
 
-def _check_rules(index: int, one: SamplingParams, first: SamplingParams, classes: int) -> None:
+def check_rules(index: int, one: SamplingParams, first: SamplingParams, classes: int) -> None:
+    """Raise RequestError where a request cannot be integrated beside the first of its batch, or names a label there is not."""
     for name in SHARED:
         if getattr(one, name) != getattr(first, name):
             raise RequestError(

@@ -12,7 +12,8 @@ from ..config import SamplingParams
 from ..contracts import Canvas, Denoisable, TokenChoice
 from ..samplers.purposes import ORDER, SAMPLE
 from ..samplers.reveal import above_cutoff, current_block, order_scores, surest
-from .masked_state import MaskedState, new_masked_state
+from ..schedules.revealing import check_steps
+from .masked_state import MaskedState, hidden_of, new_masked_state
 
 
 class MaskedDenoiser:
@@ -32,6 +33,11 @@ class MaskedDenoiser:
     ) -> MaskedState:
         """Copy a batch of requests into buffers; see `new_masked_state` for what is refused."""
         return new_masked_state(canvases, params, mask_id, eos_ids, device, self.ops)
+
+    def check(self, canvas: Canvas, params: SamplingParams, mask_id: int) -> None:
+        """Raise what `begin` would for this request, without a tensor; any thread may ask."""
+        hidden_of(0, canvas, mask_id)
+        check_steps(params, canvas.answer_length)
 
     def step_(self, state: MaskedState) -> None:
         """Predict the positions that this step reads, reveal those its rule chooses, in place; rows that are done stay as they are.

@@ -114,7 +114,7 @@ def new_masked_state(
     answer = np.full((B, R), mask_id, np.int64)
     for b, canvas in enumerate(canvases):
         ids[b, : canvas.length] = canvas.ids
-        is_open[b, : canvas.answer_length] = _hidden(b, canvas, mask_id)
+        is_open[b, : canvas.answer_length] = hidden_of(b, canvas, mask_id)
         answer[b, : canvas.answer_length] = canvas.ids[canvas.answer_start :]
     start = np.array([canvas.answer_start for canvas in canvases])
     length = np.array([canvas.answer_length for canvas in canvases])
@@ -172,7 +172,8 @@ def new_masked_state(
     )
 
 
-def _hidden(index: int, canvas: Canvas, mask_id: int) -> np.ndarray:
+def hidden_of(index: int, canvas: Canvas, mask_id: int) -> np.ndarray:
+    """Return `[A]` bool, the answer positions to reveal; RequestError where there is none or the canvas does not hold together."""
     if canvas.is_open.shape != canvas.ids.shape or not 0 <= canvas.answer_start < canvas.length:
         raise RequestError(
             f"canvas {index}: ids {canvas.ids.shape}, is_open {canvas.is_open.shape}, answer_start {canvas.answer_start}, "

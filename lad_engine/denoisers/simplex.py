@@ -13,7 +13,7 @@ from ..config import SamplingParams
 from ..contracts import Canvas, Renoise, SimplexDenoisable, SoftInput
 from ..errors import ConfigError
 from ..samplers.purposes import SAMPLE, SIMPLEX_NOISE
-from .simplex_state import SimplexState, new_simplex_state
+from .simplex_state import SimplexState, check_canvas, new_simplex_state
 
 # (row of the batch, its forward pass) -> `[R, V]` standard normal numbers
 NoiseSource = Callable[[int, int], Tensor]
@@ -43,11 +43,14 @@ class SimplexDenoiser:
         Raises:
             ConfigError: a request asks for reward guidance, and there is no reward model.
         """
-        if self.reward is None and any(one.reward_scale for one in params):
-            raise ConfigError(
-                "reward_scale is given, but the engine has no reward model. Load it with one (--reward-model), or leave it out."
-            )
+        for one in params:
+            self._check_reward(one)
         return new_simplex_state(canvases, params, mask_id, eos_ids, device, self.model.blank, self.model.transformer.facts.vocab_size)
+
+    def check(self, canvas: Canvas, params: SamplingParams, mask_id: int) -> None:
+        """Raise what `begin` would for this request, without a tensor; any thread may ask."""
+        self._check_reward(params)
+        check_canvas(0, canvas, mask_id)
 
     def prime_(self, state: SimplexState) -> None:
         """Write the mean embeddings that the first pass reads; what a captured decode does once, before its first replay."""
@@ -93,6 +96,12 @@ class SimplexDenoiser:
         )
         choice, soft = self.model.choose(rows, positions, rule, uniforms, renoise, counts, self._guide(state))
         self._accept(state, choice.token, choice.confidence, soft)
+
+    def _check_reward(self, params: SamplingParams) -> None:
+        if self.reward is None and params.reward_scale:
+            raise ConfigError(
+                "reward_scale is given, but the engine has no reward model. Load it with one (--reward-model), or leave it out."
+            )
 
     def _accept(self, state: SimplexState, token: Tensor, confidence: Tensor, soft: Tensor) -> None:
         is_active = ~state.done

@@ -104,7 +104,7 @@ def new_simplex_state(
     if not canvases or len(canvases) != len(params):
         raise RequestError(f"begin: {len(canvases)} canvases with {len(params)} SamplingParams, expected as many of each, at least one.")
     for index, canvas in enumerate(canvases):
-        _check_canvas(index, canvas, mask_id)
+        check_canvas(index, canvas, mask_id)
     B, T = len(canvases), max(canvas.length for canvas in canvases)
     R = max(canvas.answer_length for canvas in canvases)
     ids = np.full((B, T), mask_id, np.int64)
@@ -166,7 +166,8 @@ def new_simplex_state(
     )
 
 
-def _check_canvas(index: int, canvas: Canvas, mask_id: int) -> None:
+def check_canvas(index: int, canvas: Canvas, mask_id: int) -> None:
+    """Raise RequestError where a canvas has nothing to refine or brings a draft; index names it."""
     if not canvas.is_open.any():
         raise RequestError(f"prompt {index}: the canvas has no open position, expected at least one. Raise max_new_tokens.")
     if (canvas.ids[canvas.is_open] != mask_id).any():

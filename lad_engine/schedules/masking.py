@@ -104,6 +104,13 @@ def block_steps(answer_length: int, steps: int, block_length: int | None) -> lis
     return [(b * width, min(answer_length, (b + 1) * width), n) for b, n in enumerate(transfer_counts(steps, blocks))]
 
 
+def check_steps(params: SamplingParams, answer_length: int) -> None:
+    """Raise RequestError where `plan_request` would: the steps cannot show or fill an answer of so many positions."""
+    visible_lengths(answer_length, params.steps, params.tokens_per_step)
+    if params.remasking == "transfer":
+        block_steps(answer_length, params.steps, params.block_length)
+
+
 def plan_request(params: SamplingParams, is_open: np.ndarray, is_masked: np.ndarray) -> Plan:
     """Compute every per-step number of one request.
 

@@ -82,6 +82,12 @@ def transfer_hidden_counts(is_hidden: np.ndarray, steps: int, block_length: int 
     return int(is_hidden.sum()) - np.cumsum(np.array(shares, np.int64))
 
 
+def check_steps(params: SamplingParams, answer_length: int) -> None:
+    """Raise RequestError where `plan_reveal` would: there are fewer steps than blocks."""
+    if params.reveal == "transfer":
+        block_steps(answer_length, params.steps, params.block_length)
+
+
 def plan_reveal(params: SamplingParams, is_hidden: np.ndarray, draws: np.ndarray) -> RevealPlan:
     """Compute every per-step number of one request.
 

@@ -210,13 +210,15 @@ def test_a_fault_of_the_backend_itself_leaves_no_request_hanging(engine, monkeyp
 
 def test_a_request_that_does_not_fit_the_memory_fails_alone(folder):
     engine = tiny_engine(folder, driver="replay")
-    engine._decoding.graphs.backend.free_bytes = lambda: 800_000
+    asked = [("hello", engine.sampling("paper", max_new_tokens=4, steps=2)), ("hello " * 40, engine.sampling("paper", max_new_tokens=120))]
+    needed = [engine.memory_plan(*one).needed for one in asked]
+    engine._decoding.graphs.backend.free_bytes = lambda: sum(needed) // 2
 
     async def scenario(backend):
-        small = backend.submit("hello", engine.sampling("paper", max_new_tokens=4, steps=2))
-        large = backend.submit("hello " * 40, engine.sampling("paper", max_new_tokens=120, steps=2))
+        small, large = (backend.submit(*one) for one in asked)
         with pytest.raises(DeviceMemoryError, match="memory: a batch of"):
             await large.result()
         return await small.result()
 
+    assert needed[0] < needed[1]
     serve(engine, scenario)
