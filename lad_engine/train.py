@@ -39,6 +39,8 @@ from .training.objectives.simplex import open_time_vector
 from .training.processes import Processes, join_processes
 from .training.trainer import Trainer
 
+NO_TOKEN = -1
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 when finished or stopped on request, 2 after a mistake of the caller."""
@@ -131,7 +133,9 @@ def _build(
     with LoadProgress(Console(stderr=True)) as progress:
         checkpoint = open_checkpoint(config.base, progress=progress.update)
     codec = load_tokenizer(checkpoint.folder)
-    mask_id = codec.piece_id(config.mask_token)
+    is_latent = config.objective == "latent_ode"
+    # L2D hides nothing, so its base needs no token to stand for it.
+    mask_id = NO_TOKEN if is_latent else codec.piece_id(config.mask_token)
     eos_id = codec.eos_id if codec.eos_id is not None else next(iter(checkpoint.facts.eos_ids), None)
     if eos_id is None:
         raise TrainingError(f"base: {checkpoint.facts.name} names no EOS token, expected one to end answers. Set it in its config.json.")
@@ -141,7 +145,6 @@ def _build(
     say(f"{len(train)} examples to train on, {len(validation)} for validation" + (f"; dropped: {dropped}" if dropped else "") + ".")
     # The other backends have no backward pass; mean embeddings need none.
     ops = differentiable(select_ops("reference,soft_embedding=auto", device=device.type))
-    is_latent = config.objective == "latent_ode"
     build = open_flow_path if is_latent else _with_pairs
     transformer, trainable = build(checkpoint, config, ops, dtype, device)
     transformer.train(config.dropout > 0)

@@ -96,7 +96,9 @@ def test_a_run_leaves_a_folder_that_decodes_and_can_be_continued(tmp_path, capsy
     rows = [{"instruction": f"say {word}", "output": word * 3} for word in ("an", "he", "the", "is", "us", "on", "re", "er")]
     data.write_text("\n".join(map(json.dumps, rows)))
     flags = ["--base", str(base), "--data", str(data), "--objective", "latent_ode", "--rank", "4", "--batch-size", "2"]
-    flags += ["--max-length", "160", "--val-share", "0.3", "--no-plot", "--quiet", "--device", "cpu", "--dtype", "float32"]
+    # Nothing is masked, so a base whose tokenizer has no such piece is trained all the same.
+    flags += ["--mask-token", "HOLE", "--max-length", "160", "--val-share", "0.3", "--no-plot", "--quiet", "--device", "cpu"]
+    flags += ["--dtype", "float32"]
     assert main([*flags, "--steps", "2", "--output", str(tmp_path / "run")]) == 0, capsys.readouterr().err
     folder = tmp_path / "run" / "model"
     stored = {**load_file(folder / "base.safetensors"), **load_file(folder / "flow.safetensors")}
