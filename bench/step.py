@@ -19,6 +19,9 @@ from bench.random_model import MASK_ID, MODELS, random_ids, step_flops, weight_b
 from bench.results import RESULTS, device_slug, make_result, store, write_result
 from bench.roofs import Roofs, measure_roofs
 from bench.timing import call_us, events_us, interleaved_us, release, stop_if_lost
+from lad_engine.denoisers.lad_bucket import LadBuckets
+from lad_engine.runtime.graphs import buffer_bytes
+from lad_engine.runtime.memory import LIBRARY_BYTES, HeadUse, plan_memory
 
 COUNTED = (
     "Ours: embedding, layers, norm, head and token choice on the answer rows, state update; captured drivers by GPU events around a whole "
@@ -48,6 +51,7 @@ def measure(
         "answer_rows": answer,
         "floor_us": floor,
         "beyond_weights_gb": None,
+        "planned_gb": planned_gb(decoder, batch, canvas, answer),
         "ops": dict(decoder.ops.chosen),
         "times": times,
         "refused": {},
@@ -69,6 +73,27 @@ def measure(
         # A version of transformers that builds its models otherwise.
         row["refused"]["opponents"] = f"{type(error).__name__}: {error}"[:300]
         yield _compared(row)
+
+
+def planned_gb(decoder: Decoder, batch: int, canvas: int, answer: int) -> float:
+    """Return what the engine would plan for the captured step beside the weights."""
+    state = decoder.begin(decoder.canvases(batch, canvas, answer), decoder.params(STEPS, answer), is_captured=True)
+    family = LadBuckets(decoder.facts.max_positions)
+    bucket = family.bucket_of(state)
+    has_8_bits = decoder.precision != str(decoder.dtype).removeprefix("torch.")
+    plan = plan_memory(
+        decoder.facts,
+        rows=bucket.rows,
+        positions=bucket.positions,
+        answers=bucket.answers,
+        item_bytes=decoder.dtype.itemsize,
+        weights=0,
+        buffers=buffer_bytes(family, family.blank(bucket, state)),
+        head=HeadUse(is_plain=not has_8_bits),
+        precision=decoder.precision,
+        library=LIBRARY_BYTES if torch.device(decoder.device).type == "cuda" else 0,
+    )
+    return plan.needed / 1e9
 
 
 def _opponents(

@@ -149,7 +149,8 @@ def test_an_engine_gives_the_same_answers_by_every_driver_and_swaps_adapters_in_
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         own = [result.token_ids for result in engine.generate(prompts, params)]
-        assert torch.cuda.max_memory_allocated() - before < 2 * plan.needed + (64 << 20)
+        # The smaller buckets that a batch shrinks to have buffers of their own.
+        assert torch.cuda.max_memory_allocated() - before <= plan.needed + engine._decoding.graphs.buffer_bytes
         captured = list(engine._decoding.graphs.buckets)
         weights = {name: tensor.clone() for name, tensor in engine.model.transformer.slots().items()}
         engine.swap_adapter(second)
