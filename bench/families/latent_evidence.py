@@ -77,7 +77,8 @@ def evidence(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[st
     config = config_of(options)
     settings = {"device": options.device, "dtype": "float32"}
     engine = Engine.load(options.model, **settings)
-    plain = Engine.load(config.base, adapter=None, **settings)
+    # It continues text and hides nothing: whatever its tokenizer has, no piece has to stand for a mask.
+    plain = Engine.load(config.base, adapter=None, mask_token=None, **settings)
     examples = held_out(config, engine.codec)
     data = one_by_one(examples, options.examples, engine.eos_ids[0], config.max_length)
     base, start, half = base_losses(plain, data), flow_losses(engine, config, data, 0.0), flow_losses(engine, config, data, TIME)
