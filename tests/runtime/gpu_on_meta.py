@@ -112,22 +112,24 @@ def captured(
     precision: str = "auto",
     batch_invariant: bool = False,
     rank: int = 0,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Capture:
-    """Capture the bucket of a batch, and the smaller ones it shrinks to, on the GPU's own backends in bf16; the graphs are traces.
+    """Capture the bucket of a batch, and the smaller ones it shrinks to, on the GPU's own backends; the graphs are traces.
 
     rank: of low-rank paths beside every part of every projection, the head's too; 0 for none.
     """
     ops = select_ops("auto", device="cuda", batch_invariant=batch_invariant)
-    transformer = backbone_of(facts)(facts, ops, torch.bfloat16, "meta")
+    transformer = backbone_of(facts)(facts, ops, dtype, "meta")
     transformer.head.predicts_next_token = facts.predicts_next_token
     for projection in transformer.projections() if rank else ():
         for start, stop in projection.rows.values():
-            b = torch.empty(stop - start, rank, dtype=torch.bfloat16, device="meta")
+            b = torch.empty(stop - start, rank, dtype=dtype, device="meta")
             projection.attach(b.new_empty(rank, projection.weight.shape[1]), b, 1.0, start, stop)
     with without_launches():
         quantise(transformer, precision)
     model = LanguageModel(transformer, batch_invariant, rows_stand_alone=batch_invariant)
-    config = EngineConfig(device="cpu", dtype="bfloat16", precision=precision, driver="eager", batch_invariant=batch_invariant)
+    name = str(dtype).removeprefix("torch.")
+    config = EngineConfig(device="cpu", dtype=name, precision=precision, driver="eager", batch_invariant=batch_invariant)
     decoding = Decoding(model, ops, config, facts, facts.decoding)
     # L2D writes from left to right: what is not written yet is no token.
     mask_id = -1 if facts.decoding == "latent_ode" else MASK_ID

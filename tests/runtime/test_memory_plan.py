@@ -87,9 +87,11 @@ def test_a_plan_bounds_what_a_captured_step_and_its_beginning_allocate(name):
 
 
 @pytest.mark.parametrize("settings", [TOP_3, NUCLEUS], ids=["top 3", "nucleus"])
-@pytest.mark.parametrize("way", [{"batch_invariant": True}, {"rank": 128}, {"rank": 128, "precision": "int8"}], ids=str)
+@pytest.mark.parametrize(
+    "way", [{"dtype": torch.float32}, {"batch_invariant": True}, {"rank": 128}, {"rank": 128, "precision": "int8"}], ids=str
+)
 @torch.inference_mode()
-def test_a_plan_holds_for_fixed_tiles_and_for_an_adapter_beside_the_weights(way, settings):
+def test_a_plan_holds_in_fp32_for_fixed_tiles_and_for_an_adapter_beside_the_weights(way, settings):
     params = SamplingParams(max_new_tokens=1024, steps=16, **settings)
     got = captured(facts_of("lad", SMALL), params, rows=8, prompt=512, answer=1024, **way)
     # The kernel of fixed tiles keeps gate and up to itself; a plan does not count on it.
