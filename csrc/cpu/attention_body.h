@@ -72,9 +72,9 @@ static void tiles(const float* a, int64_t a_stride, int64_t rows, const float* b
 static float weigh(float* x, int64_t count) {
     if (count == 0) return 0.0f;
     const int64_t groups = count / LANES * LANES;
-    F32 tops = all(-__builtin_inff()), rest = tops;
+    F32 tops = all(-__builtin_inff());
     for (int64_t i = 0; i < groups; i += LANES) tops = largest(load(x + i), tops);
-    for (int64_t i = groups; i < count; ++i) rest[i - groups] = x[i];
+    const F32 rest = load_filled(x + groups, count - groups, -__builtin_inff());
     const float top = largest_of(largest(rest, tops));
     F32 sums{};
     for (int64_t i = 0; i < groups; i += LANES) {
@@ -101,5 +101,5 @@ static void attend(const float* queries, int64_t rows, int64_t K, const float* k
 
 template <typename T>
 static void scaled_row(const float* x, float factor, int64_t D, T* y) {
-    for (int64_t d = 0; d < D; d += LANES) store_part(y + d, load_part(x + d, D - d) * factor, D - d);
+    for_lanes(D, LAD_BODY_OF(d, count) { store_part(y + d, load_part(x + d, count) * factor, count); });
 }

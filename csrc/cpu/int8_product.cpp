@@ -18,11 +18,13 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
 #endif
+#define LAD_LEVEL 2
 namespace lad::vnni {
 #include "lanes_body.h"
 #include "parts_body.h"
 #include "int8_product_body.h"
 }  // namespace lad::vnni
+#undef LAD_LEVEL
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

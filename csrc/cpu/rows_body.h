@@ -5,23 +5,23 @@
 template <typename T, typename Y>
 static float norm_row(const T* x, const T* residual, const T* weight, float eps, int64_t D, T* h, Y* y) {
     F32 squares{};
-    for (int64_t d = 0; d < D; d += LANES) {
-        F32 wide = load_part(x + d, D - d);
+    for_lanes(D, LAD_BODY_OF(d, count) {
+        F32 wide = load_part(x + d, count);
         if (residual) {
-            wide = rounded<T>(wide + load_part(residual + d, D - d));
-            store_part(h + d, wide, D - d);
+            wide = rounded<T>(wide + load_part(residual + d, count));
+            store_part(h + d, wide, count);
         }
         squares += wide * wide;
-    }
+    });
     const float mean = static_cast<float>(sum_of(squares) / static_cast<double>(D)) + eps;
     const float inverse = 1.0f / __builtin_sqrtf(mean);
     const T* source = residual ? h : x;
     F32 top{};
-    for (int64_t d = 0; d < D; d += LANES) {
-        const F32 value = rounded<T>(rounded<T>(load_part(source + d, D - d) * inverse) * load_part(weight + d, D - d));
+    for_lanes(D, LAD_BODY_OF(d, count) {
+        const F32 value = rounded<T>(rounded<T>(load_part(source + d, count) * inverse) * load_part(weight + d, count));
         top = largest(magnitude(value), top);
-        store_part(y + d, value, D - d);
-    }
+        store_part(y + d, value, count);
+    });
     return largest_of(top);
 }
 
@@ -29,32 +29,31 @@ static float norm_row(const T* x, const T* residual, const T* weight, float eps,
 template <typename T, typename Y>
 static float gated_row(const T* gate, const T* up, int64_t F, Y* y) {
     F32 top{};
-    for (int64_t f = 0; f < F; f += LANES) {
-        const F32 g = load_part(gate + f, F - f);
-        const F32 value = rounded<T>(rounded<T>(g / (exponential(-g) + 1.0f)) * load_part(up + f, F - f));
+    for_lanes(F, LAD_BODY_OF(f, count) {
+        const F32 g = load_part(gate + f, count);
+        const F32 value = rounded<T>(rounded<T>(g / (exponential(-g) + 1.0f)) * load_part(up + f, count));
         top = largest(magnitude(value), top);
-        store_part(y + f, value, F - f);
-    }
+        store_part(y + f, value, count);
+    });
     return largest_of(top);
 }
 
 template <typename T>
 static float largest_magnitude(const T* x, int64_t D, float* wide) {
     F32 top{};
-    for (int64_t d = 0; d < D; d += LANES) {
-        const F32 value = load_part(x + d, D - d);
+    for_lanes(D, LAD_BODY_OF(d, count) {
+        const F32 value = load_part(x + d, count);
         top = largest(magnitude(value), top);
-        store_part(wide + d, value, D - d);
-    }
+        store_part(wide + d, value, count);
+    });
     return largest_of(top);
 }
 
 // q = round(y * factor), within the range of int8 by the choice of the factor.
 static void quantise_row(const float* y, int64_t D, float factor, int8_t* q) {
-    for (int64_t d = 0; d < D; d += LANES) {
-        const I8 narrow = __builtin_convertvector(__builtin_convertvector(whole(load_part(y + d, D - d) * factor), I32), I8);
-        __builtin_memcpy(q + d, &narrow, static_cast<size_t>(D - d < LANES ? D - d : LANES));
-    }
+    for_lanes(D, LAD_BODY_OF(d, count) {
+        store_part(q + d, to_whole(whole(load_part(y + d, count) * factor)), count);
+    });
 }
 
 // In place: softmax of the first `count` scores, zeros behind them up to `width`.
@@ -64,7 +63,11 @@ static void softmax_row(T* x, int64_t count, int64_t width) {
     const int64_t groups = count / LANES * LANES;
     for (int64_t i = 0; i < groups; i += LANES) tops = largest(load(x + i), tops);
     F32 rest = all(-__builtin_inff());
-    for (int64_t i = groups; i < count; ++i) rest[i - groups] = load_part(x + i, 1)[0];
+    if (groups < count) {
+        float wide[LANES];
+        store(wide, load_part(x + groups, count - groups));
+        rest = load_filled(wide, count - groups, -__builtin_inff());
+    }
     const float top = largest_of(largest(rest, tops));
     F32 sums{};
     for (int64_t i = 0; i < groups; i += LANES) {

@@ -31,4 +31,4 @@ static void widen(const uint16_t* x, int64_t count, float* out) {
     for (int64_t i = 0; i < count; i += LANES) store(out + i, load(x + i));
 }
 
-static float exponential_of(float x) { return exponential(all(x))[0]; }
+static float exponential_of(float x) { return first_of(exponential(all(x))); }
