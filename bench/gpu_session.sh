@@ -17,10 +17,10 @@ out=${1:-$root/bench/results}
 shift || true
 # Parts and the seconds each may take. The first eleven measure every target; half an hour holds them.
 order=(environment first_contact tests head step_1b step_135m step_8b decode_1b memory step_8b_fp8 decode_8b
-    ops tune tuned invariant tests_ops sanitizer targets)
+    ops tune tuned invariant families train tests_ops sanitizer targets)
 declare -A limits=([environment]=60 [first_contact]=180 [tests]=330 [head]=90 [step_1b]=330 [step_135m]=200 [step_8b]=420 [decode_1b]=240
-    [memory]=90 [step_8b_fp8]=120 [decode_8b]=200 [ops]=420 [tune]=580 [tuned]=150 [invariant]=90 [tests_ops]=330 [sanitizer]=400
-    [targets]=60)
+    [memory]=90 [step_8b_fp8]=120 [decode_8b]=200 [ops]=420 [tune]=580 [tuned]=150 [invariant]=90 [families]=400
+    [train]=200 [tests_ops]=330 [sanitizer]=400 [targets]=60)
 python=${PYTHON:-$(command -v python3 || command -v python)}
 quick=()
 [[ ${LAD_BENCH_QUICK:-0} == 1 ]] && quick=(--quick)
@@ -154,6 +154,8 @@ one() {
         # Batch 1 first: it has the targets.
         decode_1b) bench decode_1b decode --models Llama-3.2-1B --steps 16 8 32 64 --batch 1 2 4 8 ;;
         decode_8b) bench decode_8b decode --models Llama-3.1-8B --prompt 64 --batch 1 --steps 16 8 64 --repeats 3 --no-generate ;;
+        families) bench families families.decode ;;
+        train) bench train train --models Llama-3.2-1B --examples 128 --warm-up 1 ;;
         # Not among the parts that run unasked: it needs the default base in LAD_CACHE, or a network to fetch it.
         trained) bench trained decode --trained ;;
         ops) bench ops ops ;;
