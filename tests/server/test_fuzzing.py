@@ -9,15 +9,17 @@ hypothesis = pytest.importorskip("hypothesis", reason="schemathesis brings it")
 
 from schemathesis.generation import GenerationMode  # noqa: E402
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/edits", "/v1/adapters")
+RIGHT, WRONG = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/edits", "/v1/adapters")
+# No name in a path is a wrong one.
+NAMED = (("GET", "/v1/models/{model}", RIGHT), ("DELETE", "/v1/adapters/{name}", RIGHT))
 
 
-@pytest.mark.parametrize("path", ENDPOINTS)
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["right", "wrong"])
-def test_no_request_breaks_the_server(served, path, mode):
+@pytest.mark.parametrize("method,path,mode", [*(("POST", path, mode) for path in POSTS for mode in (RIGHT, WRONG)), *NAMED])
+def test_no_request_breaks_the_server(served, method, path, mode):
     schema = schemathesis.openapi.from_dict(served.get("/openapi.json").json())
 
-    @hypothesis.given(case=schema[path]["POST"].as_strategy(generation_mode=mode))
+    @hypothesis.given(case=schema[path][method].as_strategy(generation_mode=mode))
     @hypothesis.settings(
         max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
     )
