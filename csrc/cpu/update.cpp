@@ -145,8 +145,9 @@ void Row::remask(const UpdateBuffers& buffers, const UpdateRules& rules, const N
         const bool is_weighted = rules.is_weighted[b];
         over_pools(rules, now.count, b, [&](const Flags& pool, int64_t count) {
             mark_lowest(pool, count, [&](int64_t r) {
-                const float weight = is_weighted ? std::max(1.0f - confidence_[at(r)], rules.noise_clip[b]) : 1.0f;
-                return -draw_key(weight, seed_, r, step_, RENOISE);
+                // Equal weights: a logarithm would order the numbers as they are ordered.
+                if (!is_weighted) return -static_cast<double>(uniform_at(seed_, r, step_, RENOISE));
+                return -draw_key(std::max(1.0f - confidence_[at(r)], rules.noise_clip[b]), seed_, r, step_, RENOISE);
             });
             mask_chosen();
         });
