@@ -132,7 +132,8 @@ class SamplingParams:
 
     Length and loop:
         max_new_tokens: answer positions A laid out at once. steps: N forward passes at most.
-        early_stop: stop after three identical predicted states. stop: strings that end the text (cut before them).
+        early_stop: stop after three identical predicted states; with remasking="transfer", once all in front of an end of text is final.
+        stop: strings that end the text (cut before them).
         tokens_per_step: growing window, MASKs appended each step (None: the whole answer at once).
         block_length: split the answer into blocks of this many tokens refined left to right (remasking="transfer" only).
     Token choice:

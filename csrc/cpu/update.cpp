@@ -212,7 +212,8 @@ void Row::retain(const UpdateRules& rules, const Numbers& now, bool* retained, i
     grow(0, R_, needed - grown, [](int64_t r) { return static_cast<float>(r); });
 }
 
-// Fill committed_ with the state after this step's budget of a transferring row; whether nothing is left to commit.
+// Fill committed_ with the state after this step's budget of a transferring row; whether no position that is read is masked. An end of text
+// ends what is read, unless given tokens stand behind it.
 bool Row::transfer(const UpdateBuffers& buffers, const UpdateRules& rules, const Numbers& now, int64_t b) {
     const int64_t base = b * buffers.stride;
     const bool by_confidence = rules.by_confidence[b], delays_eos = rules.delays_eos[b];
@@ -220,12 +221,18 @@ bool Row::transfer(const UpdateBuffers& buffers, const UpdateRules& rules, const
     mark_lowest(pool_, now.transfer, [&](int64_t r) {
         return -score(by_confidence ? confidence_[at(r)] : uniform_at(seed_, r, step_, TRANSFER), r, delays_eos);
     });
-    bool is_complete = true;
+    int64_t given_until = 0;
     for (int64_t r = 0; r < R_; ++r) {
         committed_[at(r)] = chosen_[at(r)] ? predicted_[at(r)] : buffers.answer[base + r];
-        is_complete = is_complete && !(committed_[at(r)] == mask_id_ && buffers.is_open[base + r]);
+        if (!buffers.is_open[base + r] && r < buffers.answer_length[b]) given_until = r + 1;
     }
-    return is_complete;
+    for (int64_t r = 0; r < R_; ++r) {
+        const int64_t token = committed_[at(r)];
+        if (token == mask_id_ && buffers.is_open[base + r]) return false;
+        if (r >= given_until && std::find(buffers.eos_ids, buffers.eos_ids + buffers.eos_count, token) != buffers.eos_ids + buffers.eos_count)
+            return true;
+    }
+    return true;
 }
 
 void Row::update(const UpdateBuffers& buffers, const UpdateRules& rules, const Numbers& now, const Prediction& prediction, int64_t b) {
@@ -239,7 +246,7 @@ void Row::update(const UpdateBuffers& buffers, const UpdateRules& rules, const N
     if (is_last || stops) after_ = predicted_;
     if (uses(USES_TRANSFER) && rules.transfers[b]) {
         stops = transfer(buffers, rules, now, b) && buffers.early_stop[b];
-        after_ = committed_;
+        after_ = stops ? predicted_ : committed_;
     }
     const int64_t base = b * buffers.stride;
     for (int64_t r = 0; r < R_; ++r) {

@@ -23,7 +23,8 @@ def update(
 
     A position takes its predicted token where it is open and on the canvas, unless retention locks it or it was transferred before.
     Then the row's rule puts mask_id back (`remask`), or commits only a budget of positions (`transferred`); the last step and a row's
-    EQUAL_PREDICTIONS-th equal prediction put nothing back. Rows are independent of one another, and of what else `used` names.
+    EQUAL_PREDICTIONS-th equal prediction put nothing back. A transferring row stops early once all in front of an end of text is final,
+    or everything is; what stands behind takes its prediction. Rows are independent of one another, and of what else `used` names.
 
     Args:
         buffers, rules, tables: see their classes; LAD paper section 2.5, its authors' later samplers, and LLaDA for transfer.
@@ -61,9 +62,9 @@ def update(
     if "transfer" in used:
         commits = transferred(rules, now, confidence, is_eos, is_writable, *draws)
         committed = torch.where(commits, predicted, buffers.answer)
-        is_complete = ~((committed == mask_id) & buffers.is_open).any(1)
-        after = torch.where(rules.transfers[:, None], committed, after)
-        stops = torch.where(rules.transfers, buffers.early_stop & is_complete, stops)
+        is_complete = buffers.early_stop & _text_is_final(buffers, committed, mask_id)
+        after = torch.where(rules.transfers[:, None], torch.where(is_complete[:, None], predicted, committed), after)
+        stops = torch.where(rules.transfers, is_complete, stops)
 
     _write(buffers.before, buffers.answer, is_active[:, None])
     _write(buffers.predicted, predicted, is_active[:, None])
@@ -79,6 +80,15 @@ def update(
     buffers.stopped_early.logical_or_(is_active & stops & ~is_last)
     buffers.done.logical_or_(stops | is_last)
     buffers.step.add_(1)
+
+
+def _text_is_final(buffers: UpdateBuffers, committed: Tensor, mask_id: int) -> Tensor:
+    """Return `[B]`, whether no position that is read is masked; an end of text ends it, unless given tokens stand behind."""
+    columns = torch.arange(committed.shape[1], device=committed.device)
+    given_until = torch.where(~buffers.is_open & (columns < buffers.answer_length[:, None]), columns + 1, 0).amax(1, keepdim=True)
+    ends = (committed[..., None] == buffers.eos_ids).any(2) & (columns >= given_until)
+    end = torch.where(ends, columns, committed.shape[1]).amin(1, keepdim=True)
+    return ~((committed == mask_id) & buffers.is_open & (columns < end)).any(1)
 
 
 def _record(buffers: UpdateBuffers, after: Tensor, shows: Tensor) -> None:

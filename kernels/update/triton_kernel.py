@@ -40,6 +40,7 @@ def rule_flags(used: frozenset[str]) -> dict[str, bool]:
         "IS_WEIGHTED": "weighted" in used,
         "SPLITS": "split" in used,
         "CLUSTERS": "clusters" in used,
+        "TRANSFERS": "transfer" in used,
     }
 
 
@@ -54,7 +55,7 @@ def _update_kernel(
     stride_token_row, stride_token, stride_new_row, stride_new, stride_row, stride_ids_row,
     S, B, R, E, mask_id,
     DRAWS: tl.constexpr, SELECTS: tl.constexpr, IS_WEIGHTED: tl.constexpr, SPLITS: tl.constexpr, CLUSTERS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
+    TRANSFERS: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     # No program reads the shared counter: each counts its own steps, so one may advance it at any time.
@@ -69,7 +70,7 @@ def _update_kernel(
     visible = tl.load(numbers + _VISIBLE * B)
     redraws = tl.load(redraws_ptr + row).to(tl.int1)
     retains = tl.load(retains_ptr + row).to(tl.int1)
-    transfers = tl.load(transfers_ptr + row).to(tl.int1)
+    transfers = tl.load(transfers_ptr + row).to(tl.int1) if TRANSFERS else tl.full((), 0, tl.int1)
     delays_eos = tl.load(delays_eos_ptr + row).to(tl.int1)
 
     offs_r = tl.arange(0, BLOCK_R)
@@ -178,11 +179,20 @@ def _update_kernel(
     was_shown = tl.load(was_shown_ptr + first_at + offs_r, mask=mask_r, other=0).to(tl.int1)
     is_last = step >= tl.load(steps_ptr + row) - 1
     early_stop = tl.load(early_stop_ptr + row).to(tl.int1)
-    committed = tl.where(commits, predicted, answer)
-    is_complete = tl.sum(((committed == mask_id) & stays_open).to(tl.int32), 0) == 0
-    stops = early_stop & tl.where(transfers, is_complete, repeats >= _EQUAL_PREDICTIONS)
-    noised = tl.where(masked & ~(is_last | stops), tl.cast(mask_id, tl.int32), predicted)
-    after = tl.where(transfers, committed, noised)
+    stops = early_stop & (repeats >= _EQUAL_PREDICTIONS)
+    if TRANSFERS:
+        committed = tl.where(commits, predicted, answer)
+        # An end of text ends what is read, unless given tokens stand behind it.
+        given_until = tl.max(tl.where(~stays_open & (offs_r < tl.load(answer_length_ptr + row)), offs_r + 1, 0), 0)
+        ends = offs_r < 0
+        for e in tl.range(loop_bound(E)):
+            ends = ends | (committed == tl.load(eos_ids_ptr + e).to(tl.int32))
+        end = tl.min(tl.where(ends & (offs_r >= given_until), offs_r, R), 0)
+        is_final = tl.min(tl.where((committed == mask_id) & stays_open, offs_r, R), 0) >= end
+        stops = tl.where(transfers, early_stop & is_final, stops)
+    after = tl.where(masked & ~(is_last | stops), tl.cast(mask_id, tl.int32), predicted)
+    if TRANSFERS:
+        after = tl.where(transfers & ~stops, committed, after)
     shows = stays_open & (offs_r < visible) & (after != mask_id)
     first_set = tl.load(first_set_ptr + first_at + offs_r, mask=shows, other=0)
     shown = tl.load(shown_ptr + first_at + offs_r, mask=shows, other=0).to(tl.int32)

@@ -138,6 +138,38 @@ def test_what_stands_in_columns_nobody_reads_changes_nothing(backend, device):
     assert_same(dirty["buffers"], clean["buffers"])
 
 
+@pytest.mark.parametrize(
+    ("draft", "fixed", "stops"),
+    [
+        # What the answer shows ahead of a step that commits one more position: the surest, which is the last.
+        ((7, EOS, MASK, MASK, MASK, MASK), (), True),
+        ((MASK, EOS, MASK, MASK, MASK, MASK), (), False),
+        ((7, EOS, MASK, 8, MASK, MASK), (3,), False),
+        ((7, 8, MASK, MASK, EOS, MASK), (), False),
+        ((7, 8, 9, 7, 8, MASK), (), True),
+    ],
+)
+@pytest.mark.parametrize("name", ("reference", "triton", "cpu"))
+def test_a_transferring_row_stops_once_its_text_is_final_and_fills_what_stands_behind(name, draft, fixed, stops, device):
+    if name == "triton":
+        pytest.importorskip("triton", reason="Triton is only published for Linux")
+    if name == "cpu" and device != "cpu":
+        pytest.skip("the CPU backend works on CPU tensors")
+    for early_stop in (True, False):
+        params = params_of("llada", max_new_tokens=6, steps=9, early_stop=early_stop)
+        state = new_state([canvas(3, draft=list(draft), fixed=fixed)], [params], MASK, (EOS,), device, OPS)
+        state.answer.copy_(torch.tensor([draft]))
+        token = torch.tensor([[9, 9, 9, 9, 9, 10]], device=device)
+        confidence = torch.arange(6.0, device=device)[None] / 6
+        OP.implementation(name)(state, state.rules, state.tables, token, confidence, mask_id=MASK, used=state.rules.used)
+        masked = [i for i, shown in enumerate(draft) if shown == MASK]
+        wanted = list(draft)
+        for i in masked if stops and early_stop else masked[-1:]:
+            wanted[i] = int(token[0, i])
+        assert state.answer.tolist() == [wanted] and state.ids[0, 3:].tolist() == wanted
+        assert (bool(state.done), bool(state.stopped_early)) == (stops and early_stop,) * 2
+
+
 def test_the_host_lays_out_what_the_op_reads():
     state = {field.name for field in dataclasses.fields(LadState)}
     assert set(FIELDS) <= state
