@@ -237,6 +237,32 @@ def profile_table(result: Result) -> str:
     return _table("Where a step on a CPU goes", result, head, rows)
 
 
+def serve_table(result: Result) -> str:
+    """One line per mix, mode and number of clients; the targets that were missed below."""
+    rows = []
+    for row in result["rows"]:
+        mode = "each row by itself" if row["batch_invariant"] else "rows together"
+        speed = [f"{row['requests_per_s']:.1f}", f"{row['speedup']:.2f} x", f"{row['median_ms']:.1f} ms", f"{row['mean_batch']:.1f}"]
+        rows.append([row["mix"], mode, str(row["clients"]), *speed, str(row["different"])])
+    head = ["canvases", "mode", "clients", "requests/s", "against the first", "each", "rows a step", "answers that differ"]
+    note = f"HTTP adds {result['overhead_ms']:.2f} ms to a request. Missed targets: {'; '.join(result['missed']) or 'none'}."
+    return _table("Serving a tiny model", result, head, rows, note)
+
+
+def soak_table(result: Result) -> str:
+    """One line per soak or load; what did not hold below."""
+    rows, notes = [], []
+    for row in result["rows"]:
+        if row["kind"] == "soak":
+            found = f"{row['stuck']} stuck, {row['server_errors']} errors of the server, memory {row['rss_kib_per_min']:+.0f} KiB a minute"
+            found += f", {row['adapter_changes']} adapter changes, {row['given_up']} requests left"
+        else:
+            found = f"{row['lost']} lost, {row['different']} of {row['compared']} answers differ from those alone"
+        rows.append([row["kind"], f"{row['seconds'] / 60:.1f} min", str(row["clients"]), str(row["requests"]), found])
+        notes += [f"Does not hold: {sentence}." for sentence in row["broken"]]
+    return _table("Soak and load of a server", result, ["what", "time", "clients", "requests", "found"], rows, *notes)
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "cpu": cpu_table,
     "step": step_table,
@@ -245,6 +271,8 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "ops": ops_table,
     "agreement": agreement_table,
     "profile": profile_table,
+    "serve": serve_table,
+    "soak": soak_table,
     "train": train_table,
     "families": families_table,
     "families_evidence": evidence_table,

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("httpx", reason="needs the extra test")
 
+from bench.report import measured
 from bench.results import make_result
 from bench.serve import LENGTHS, job, measure, missed
 from lad_engine import Engine
@@ -21,7 +22,9 @@ def test_every_mix_is_asked_by_every_number_of_clients(tmp_path):
     assert [(row["mix"], row["clients"]) for row in found["rows"]] == [(mix, number) for mix in LENGTHS for number in (1, 4)]
     assert all(row["different"] == 0 and row["requests_per_s"] > 0 for row in found["rows"])
     assert [row["mean_batch"] for row in found["rows"] if row["clients"] == 1] == [1.0, 1.0]
-    make_result("serve", "all of it", found["rows"])
+    rows = [{**row, "batch_invariant": True} for row in found["rows"]]
+    table = measured([make_result("serve", "all of it", rows, overhead_ms=found["overhead_ms"], missed=["one"])])
+    assert "| chat | each row by itself | 4 |" in table and "Missed targets: one." in table
 
 
 def test_the_requests_of_a_mix_differ():

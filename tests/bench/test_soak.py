@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="needs the extra test")
 
+from bench.report import measured
 from bench.results import make_result  # noqa: E402
 from bench.soak import FILES, load, served, slope_per_min, soak, unexplained  # noqa: E402
 from bench.soak_clients import Keeper, Tally, differing  # noqa: E402
@@ -26,11 +27,14 @@ def test_a_short_soak_breaks_nothing_and_its_counters_add_up(place):
     assert row["adapter_changes"] > 0 and row["given_up"] > 0 and row["answers"] > 0
     assert {"200", "400", "413", "429"} <= set(row["statuses"])
     assert len(row["rss_kib"]) > 10 and all(kib > 0 for _, kib in row["rss_kib"])
-    make_result("soak", "all of it", [row])
+    table = measured([make_result("soak", "all of it", [row, {**row, "broken": ["it fell over"]}])])
+    assert f"| soak | 0.1 min | 10 | {row['requests']} | 0 stuck, 0 errors of the server" in table
+    assert "Does not hold: it fell over." in table
 
 
 def test_no_request_of_a_load_is_lost_and_every_answer_is_the_one_it_gets_alone(place):
     row = asyncio.run(load(place, 48, clients=6))
+    assert "| 6 | 48 | 0 lost, 0 of 48 answers differ" in measured([make_result("soak", "all of it", [row])])
     assert (row["broken"], row["lost"], row["compared"], row["different"]) == ([], 0, 48, 0)
     assert row["mean_batch"] > 1.2, "nothing was batched"
     sampled = asyncio.run(load(place, 6, clients=3, compared=4))
