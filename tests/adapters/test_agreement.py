@@ -8,14 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_families import make_family
+from tiny_simplex import make_tess
 
 from lad_engine import Engine
 from lad_engine.adapters.agreement import FLOOR, AgreementReport, PairedModel, save_agreement
 from lad_engine.contracts import TokenChoice
 from lad_engine.errors import ConfigError
 from tiny_checkpoint import make_tiny
-from tiny_families import make_family
-from tiny_simplex import make_tess
 
 EOS = torch.tensor([9])
 
