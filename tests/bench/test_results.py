@@ -20,7 +20,7 @@ def gpu_result(bench: str, rows: list[dict], **more) -> dict:
     return {**make_result(bench, "made up", rows), "device_kind": "cuda", "device": "NVIDIA H200", **more}
 
 
-STEP_1B = {"model": "Llama-3.2-1B", "canvas": 256, "batch": 1, "precision": "bfloat16"}
+STEP_1B = {"model": "Llama-3.2-1B", "canvas": 256, "batch": 1, "precision": "bfloat16", "batch_invariant": False}
 
 
 def test_a_result_survives_the_disk(tmp_path):

@@ -221,7 +221,11 @@ def transfer_loop(predict, prompt, answer, is_open, params, mask_id: int, eos_id
                 answer[r] = tokens[r]
             states.append(list(answer))
             i += 1
-            # Nothing can change once no MASK is left.
-            if params.early_stop and not any(is_open[r] and answer[r] == mask_id for r in range(A)):
+            # Ours: what is read cannot change once no MASK is left in front of an end of text (given tokens behind it are read too).
+            given_until = max((r + 1 for r in range(A) if not is_open[r]), default=0)
+            end = next((r for r in range(given_until, A) if answer[r] in eos_ids), A)
+            if params.early_stop and not any(is_open[r] and answer[r] == mask_id for r in range(end)):
+                answer = [tokens[r] if is_open[r] and answer[r] == mask_id else answer[r] for r in range(A)]
+                states[-1] = list(answer)
                 return {"states": states, "answer": answer, "nfe": i, "stopped_early": i < params.steps}
     return {"states": states, "answer": answer, "nfe": i, "stopped_early": False}

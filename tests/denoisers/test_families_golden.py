@@ -156,5 +156,5 @@ def test_the_public_defaults_of_the_flow_path_are_ours():
     latent = LatentFacts()
     assert (latent.flow_width, latent.sigma, latent.rank, latent.alpha, latent.freezes_modulation) == (256, 64.0, 32, 32.0, False)
     config = TrainConfig.load(ROOT / "bench" / "families" / "latent.toml", {})
-    found = (config.rank, config.alpha, config.beta1, config.beta2, config.weight_decay, config.clip, config.warmup_steps)
-    assert found == (32, 32.0, 0.9, 0.95, 0.01, 1.0, 100) and (config.flow_times, config.class_dropout) == ("uniform", 0.2)
+    found = (config.rank, config.alpha, config.beta1, config.beta2, config.weight_decay, config.clip)
+    assert found == (32, 32.0, 0.9, 0.95, 0.01, 1.0) and (config.flow_times, config.class_dropout) == ("uniform", 0.2)
