@@ -17,17 +17,19 @@ from starlette.middleware.cors import CORSMiddleware
 from ..backend import AsyncEngine, Finished
 from ..errors import LadError
 from .answers import CHAT, COMPLETION, EDIT, Shape, whole
-from .bodies import AdapterBody, Body, ChatBody, CompletionBody, EditBody, Message, Request, StreamOptions, refusal
+from .bodies import AdapterBody, Body, ChatBody, CompletionBody, EditBody, Message, RegexFormat, Request, StreamOptions, TextFormat, refusal
 from .edits import infill_of
 from .failures import Failure, failure_of
 from .gate import Gate
 from .metrics import CONTENT_TYPE, render
 from .openapi import describe
 from .pages import add_pages
+from .pattern import pattern_skeleton
 from .service import Asked, Service
 from .settings import ServerSettings
+from .skeleton import ROUNDS
 from .stream import EventStream, until_gone
-from .structure import ROUNDS, Skeleton
+from .structure import schema_skeleton
 
 HttpRequest, ClientDisconnect = starlette.requests.Request, starlette.requests.ClientDisconnect
 
@@ -96,8 +98,8 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         """Answer a conversation."""
         body = await _read(request, ChatBody)
         prompt = {"messages": tuple(_turn(message) for message in body.messages), "draft": body.draft, "infill": body.infill}
-        if body.response_format is not None and body.response_format.type == "json_schema":
-            return await _answer_json(request, service, body, prompt)
+        if _is_formed(body):
+            return await _answer_formed(request, service, CHAT, body, prompt)
         return await _answer(request, service, CHAT, body, prompt, bool(body.logprobs))
 
     @app.post("/v1/completions")
@@ -105,6 +107,8 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         """Continue a text as it stands."""
         body = await _read(request, CompletionBody)
         prompt = {"text": body.prompt, "draft": body.draft, "format": "raw"}
+        if _is_formed(body):
+            return await _answer_formed(request, service, COMPLETION, body, prompt)
         return await _answer(request, service, COMPLETION, body, prompt, body.logprobs is not None)
 
     @app.post("/v1/edits")
@@ -204,20 +208,27 @@ async def _result(request: HttpRequest, service: Service, asked: Asked) -> Finis
     return done
 
 
-async def _answer_json(request: HttpRequest, service: Service, body: ChatBody, prompt: Mapping[str, Any]) -> Response:
-    """Answer with JSON of the request's schema, in rounds; 422 where values do not hold after the last."""
+def _is_formed(body: ChatBody | CompletionBody) -> bool:
+    return body.response_format is not None and not isinstance(body.response_format, TextFormat)
+
+
+async def _answer_formed(
+    request: HttpRequest, service: Service, shape: Shape, body: ChatBody | CompletionBody, prompt: Mapping[str, Any]
+) -> Response:
+    """Answer in the request's format, in rounds; 422 where gaps do not hold after the last."""
+    form = body.response_format
     for name in ("stream", "stream_options", "draft", "infill", "logprobs", "stop", "context_window"):
-        if getattr(body, name) not in (None, False):
-            raise Failure(400, f"{name} is given beside a JSON schema, expected one of them. Leave one out.", param=name)
-    if body.response_format.json_schema is None:
-        raise Failure(400, "response_format.json_schema is missing, expected it with type json_schema. Give it.", param="response_format")
+        value = getattr(body, name, None)
+        if value is not None and value is not False:
+            what = f"{name} is given beside response_format {form.type}"
+            raise Failure(400, f"{what}, expected one of them. Leave one out.", param=name)
     engine, adapter = service.backend.engine, service.adapter_of(body.model)
     try:
         params = service.params(body, adapter)
     except LadError as error:
         raise failure_of(error, body) from error
-    skeleton, nfe = Skeleton(body.response_format.json_schema.schema_), 0
-    sizes = skeleton.sizes(engine.codec, params.max_new_tokens)
+    skeleton = pattern_skeleton(form.pattern) if isinstance(form, RegexFormat) else schema_skeleton(form.json_schema.schema_)
+    sizes, nfe = skeleton.sizes(engine.codec, params.max_new_tokens), 0
     for number in range(ROUNDS):
         asked = service.submit(
             body, {**prompt, "infill": skeleton.infill(sizes)}, "result", _client(request, body), _id(request, number), number, True
@@ -226,12 +237,12 @@ async def _answer_json(request: HttpRequest, service: Service, body: ChatBody, p
         nfe += done.result.nfe
         skeleton.read(done.result.text)
         if not skeleton.open:
-            answer = whole(CHAT, asked, done, engine, wants_logprobs=False)
-            answer["choices"][0] = CHAT.choice(skeleton.document(), "stop", None)
+            answer = whole(shape, asked, done, engine, wants_logprobs=False)
+            answer["choices"][0] = shape.choice(skeleton.document(), "stop", None)
             answer["lad"].update(nfe=nfe, rounds=number + 1)
             return JSONResponse(answer)
-    places = ", ".join(value.place for value in skeleton.open)
-    message = f"response_format: after {ROUNDS} rounds ({nfe} passes) no value of the schema stands at {places}. Give more steps or tokens."
+    places = ", ".join(gap.place for gap in skeleton.open)
+    message = f"response_format: after {ROUNDS} rounds ({nfe} passes) nothing that holds stands at {places}. Give more steps or tokens."
     raise Failure(422, message, "server_error", "response_format", "format_not_met")
 
 

@@ -14,7 +14,7 @@ from ..config import ALIASES, CHOICES, LEAST, RANGES, SamplingParams
 # Sizes no canvas has; they keep a number from overflowing in a table before it is compared with what fits.
 LARGEST = 2**31 - 1
 MAX_STOPS, MAX_STOP_LETTERS, MAX_TOKEN_IDS = 16, 256, 64
-MAX_MESSAGES = 4096
+MAX_MESSAGES, MAX_PATTERN_LETTERS = 4096, 512
 Names = str | None
 
 
@@ -69,11 +69,28 @@ class NamedSchema(Body):
     strict: bool | None = None
 
 
-class AnswerFormat(Body):
-    """OpenAI's response_format: text, or JSON of a schema."""
+class TextFormat(Body):
+    """Any text."""
 
-    type: Literal["text", "json_schema"]
-    json_schema: NamedSchema | None = None
+    type: Literal["text"]
+
+
+class SchemaFormat(Body):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+class RegexFormat(Body):
+    """A text that matches a pattern of Python's re as a whole; what of it is read is in `pattern`."""
+
+    type: Literal["regex"]
+    pattern: Annotated[str, Field(min_length=1, max_length=MAX_PATTERN_LETTERS)]
+
+
+# OpenAI's response_format, and a regex as servers beside OpenAI spell it.
+AnswerFormat = Annotated[TextFormat | SchemaFormat | RegexFormat, Field(discriminator="type")]
 
 
 class Request(Sampling):  # type: ignore[misc, valid-type]
@@ -125,6 +142,7 @@ class CompletionBody(Request):
     logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     echo: Literal[False] | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    response_format: AnswerFormat | None = None
 
 
 class Span(Body):
@@ -168,7 +186,7 @@ def asked_settings(body: Request) -> dict[str, Any]:
 def refusal(error: ValidationError, body: type[BaseModel]) -> tuple[str, str | None]:
     """Return what is wrong with a request as one sentence, and the name of the parameter."""
     first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
+    place = ".".join(str(part) for index, part in enumerate(first["loc"]) if not _is_branch(part, first["loc"][:index]))
     name = str(first["loc"][0]) if first["loc"] else None
     if first["type"] == "json_invalid":
         return f"body: it is not JSON ({first['msg'].removeprefix('Invalid JSON: ')}). Send one JSON object.", None
@@ -187,6 +205,6 @@ def refusal(error: ValidationError, body: type[BaseModel]) -> tuple[str, str | N
     return f"{place or 'body'} is {shown if len(shown) <= 80 else shown[:77] + '...'}, expected {wanted}.", name
 
 
-def _is_branch(part: Any) -> bool:
+def _is_branch(part: Any, front: tuple[Any, ...]) -> bool:
     """Pydantic names the branch of a union in a place; callers only know their own names."""
-    return isinstance(part, str) and (part in ("str", "bool", "int", "float") or "[" in part)
+    return front == ("response_format",) or (isinstance(part, str) and (part in ("str", "bool", "int", "float") or "[" in part))

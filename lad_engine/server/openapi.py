@@ -40,7 +40,7 @@ REFUSALS = {
     "405": "The method is not one of this path.",
     "413": "The body is too large.",
     "415": "The body is not application/json.",
-    "422": "No JSON of the schema came out.",
+    "422": "Nothing of the response_format came out.",
     "429": "The queue is full; Retry-After says when to ask again.",
     "499": "The client left.",
     "500": "The request failed; others went on.",

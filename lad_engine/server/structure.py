@@ -1,7 +1,4 @@
-"""Answers that are JSON of a given schema: its punctuation and names are fixed tokens of the canvas, its values are gaps.
-
-Values that do not hold are noised and decoded again while the others stay fixed, for a few rounds; then the request fails and says which.
-"""
+"""Answers that are JSON of a given schema: its punctuation and names are fixed, its values are gaps."""
 
 from __future__ import annotations
 
@@ -9,16 +6,14 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..text.codec import TextCodec
 from .failures import Failure
+from .skeleton import MOST_POSITIONS, Gap, Skeleton, choice_positions, refused
 
-ROUNDS = 4
-# Positions of a number, and the most of a text; a shorter value leaves end tokens in its gap, which no text shows.
-NUMBER_POSITIONS, MOST_POSITIONS = 6, 64
-MOST_FIELDS, MOST_DEPTH, MOST_ITEMS = 64, 8, 16
+NUMBER_POSITIONS = 6
+MOST_DEPTH, MOST_ITEMS = 8, 16
 NOTES = {"title", "description", "$schema", "$id", "examples", "default"}
 # Everything in front of the first quote that is not escaped.
 _UNTIL_QUOTE = re.compile(r'(?:[^"\\]|\\.)*', re.DOTALL)
@@ -33,20 +28,19 @@ KEYWORDS = {
 }
 
 
-@dataclass
-class Value:
-    """One value to write: where it stands, what it must be, and its JSON text once it holds."""
+class Value(Gap):
+    """One value to write: what it must be, and its JSON text once it holds."""
 
-    place: str
-    schema: Mapping[str, Any]
-    text: str | None = None
+    def __init__(self, place: str, schema: Mapping[str, Any]) -> None:
+        super().__init__(place)
+        self.schema = schema
 
     @property
     def is_text(self) -> bool:
         return self.schema["type"] == "string"
 
-    def accept(self, raw: str) -> bool:
-        """Take what stands in the gap where it is a value of the schema; returns whether it is."""
+    def read(self, raw: str) -> str | None:
+        """Return the JSON text where `raw` is a value of the schema."""
         raw = raw.strip()
         if self.is_text:
             # A model that writes the closing quote into the gap means the text to end there.
@@ -56,70 +50,21 @@ class Value:
         try:
             value = json.loads(f'"{raw}"' if self.is_text else raw)
         except (ValueError, RecursionError):
-            return False
-        if _holds(value, self.schema):
-            self.text = raw
-        return self.text is not None
+            return None
+        return raw if _holds(value, self.schema) else None
+
+    def positions(self, codec: TextCodec) -> tuple[int, int]:
+        choices = self.schema.get("enum") or ([True, False] if self.schema["type"] == "boolean" else None)
+        if choices is None:
+            return (1, MOST_POSITIONS) if self.is_text else (NUMBER_POSITIONS, NUMBER_POSITIONS)
+        written = (json.dumps(choice)[1:-1] if isinstance(choice, str) else json.dumps(choice) for choice in choices)
+        most = choice_positions(codec, written)
+        return most, most
 
 
-class Skeleton:
-    """The document as fixed texts and values in turn."""
-
-    def __init__(self, schema: Mapping[str, Any]) -> None:
-        self.parts: list[str | Value] = []
-        for part in _parts(schema, "", 0):
-            if isinstance(part, str) and self.parts and isinstance(self.parts[-1], str):
-                self.parts[-1] += part
-            else:
-                self.parts.append(part)
-        if not 0 < len(self.values) <= MOST_FIELDS:
-            raise _refused(f"the schema has {len(self.values)} values to write, expected 1 to {MOST_FIELDS}")
-
-    @property
-    def values(self) -> list[Value]:
-        return [part for part in self.parts if isinstance(part, Value)]
-
-    @property
-    def open(self) -> list[Value]:
-        return [value for value in self.values if value.text is None]
-
-    def sizes(self, codec: TextCodec, room: int) -> dict[str, int]:
-        """Return the positions of every value; texts share what the others leave of `room`."""
-        sizes = {value.place: _least(value, codec) for value in self.values}
-        texts = [value for value in self.values if value.is_text and "enum" not in value.schema]
-        fixed = sum(len(codec.encode_continuation(part)) for part in self.parts if isinstance(part, str))
-        left = room - fixed - sum(size for place, size in sizes.items() if place not in {value.place for value in texts})
-        if left < len(texts):
-            needed = room - left + len(texts)
-            raise Failure(400, f"max_new_tokens is {room}, expected at least {needed} for this schema. Raise it.", param="max_new_tokens")
-        return sizes | {value.place: min(left // len(texts), MOST_POSITIONS) for value in texts}
-
-    def infill(self, sizes: Mapping[str, int]) -> str:
-        """Return the document as an infill: a gap for every value that does not hold yet."""
-        out = []
-        for part in self.parts:
-            text = part if isinstance(part, str) else part.text
-            out.append(text.replace("[[", "\\[[") if text is not None else f"[[{sizes[part.place]}]]")
-        return "".join(out)
-
-    def read(self, answer: str) -> None:
-        """Take the values that hold from a decoded document; a value ends where the fixed text behind it begins."""
-        at = 0
-        for index, part in enumerate(self.parts):
-            text = part if isinstance(part, str) else part.text
-            if text is not None:
-                at = answer.find(text, at) + len(text)
-                continue
-            behind = self.parts[index + 1] if index + 1 < len(self.parts) else ""
-            end = answer.find(behind, at) if isinstance(behind, str) and behind else len(answer)
-            if end < 0:
-                return
-            part.accept(answer[at:end])
-            at = end
-
-    def document(self) -> str:
-        """Return the JSON text, of which every value holds."""
-        return "".join(part if isinstance(part, str) else part.text or "" for part in self.parts)
+def schema_skeleton(schema: Mapping[str, Any]) -> Skeleton:
+    """Return the skeleton of a schema's JSON; a Failure names what of the schema is not supported."""
+    return Skeleton(_parts(schema, "", 0), "schema")
 
 
 def _parts(schema: Any, place: str, depth: int) -> Iterator[str | Value]:
@@ -186,14 +131,5 @@ def _holds(value: Any, schema: Mapping[str, Any]) -> bool:
     return schema.get(low, -math.inf) <= size <= schema.get(high, math.inf)
 
 
-def _least(value: Value, codec: TextCodec) -> int:
-    """Return the positions a value needs at most, a text's left for later."""
-    choices = value.schema.get("enum") or ([True, False] if value.schema["type"] == "boolean" else None)
-    if choices is None:
-        return NUMBER_POSITIONS
-    written = [json.dumps(choice)[1:-1] if isinstance(choice, str) else json.dumps(choice) for choice in choices]
-    return max(1, *(len(codec.encode_continuation(text)) for text in written))
-
-
 def _refused(what: str) -> Failure:
-    return Failure(400, f"response_format: {what}. Change the schema.", param="response_format")
+    return refused(what, "schema")

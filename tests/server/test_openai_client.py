@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -56,6 +57,12 @@ def test_completions_continue_a_text(client):
     assert answer.object == "text_completion" and len(logprobs.tokens) == len(logprobs.token_logprobs) == answer.usage.completion_tokens
 
 
+def test_an_answer_matches_the_pattern_it_is_asked_for(client):
+    form = {"type": "regex", "pattern": r"<\S{0,9}>"}
+    answer = client.chat.completions.create(model="first", messages=HELLO, max_tokens=24, response_format=form, extra_body={"steps": 3})
+    assert re.fullmatch(form["pattern"], answer.choices[0].message.content) and answer.choices[0].finish_reason == "stop"
+
+
 def test_logprobs_are_logarithms_of_confidences(client):
     answer = client.chat.completions.create(model="first", messages=HELLO, max_tokens=5, logprobs=True, extra_body={"steps": 3})
     content = answer.choices[0].logprobs.content
@@ -81,9 +88,9 @@ def test_models_are_the_base_and_each_adapter(client):
         ({"extra_body": {"infill": "the [[3]]", "context_window": 90}}, "context_window", "beside an infill"),
         ({"extra_body": {"infill": "the [[3]]", "draft": "the"}}, "draft", "both given"),
         ({"extra_body": {"block_length": 4}}, "block_length", "remasking transfer"),
-        ({"stop": "a", "response_format": ANY_TEXT}, "stop", "beside a JSON schema"),
-        ({"response_format": ANY_TEXT, "extra_body": {"context_window": 90}}, "context_window", "beside a JSON schema"),
-        ({"response_format": ANY_TEXT, "extra_body": {"draft": ""}}, "draft", "beside a JSON schema"),
+        ({"stop": "a", "response_format": ANY_TEXT}, "stop", "beside response_format json_schema"),
+        ({"response_format": ANY_TEXT, "extra_body": {"context_window": 90}}, "context_window", "beside response_format json_schema"),
+        ({"response_format": ANY_TEXT, "extra_body": {"draft": ""}}, "draft", "beside response_format json_schema"),
         ({"extra_body": {"temprature": 1}}, "temprature", "Did you mean temperature"),
         ({"extra_body": {"steps": 401}}, "steps", "expected at most 400"),
         ({"extra_body": {"reveal": "origin"}}, "reveal", "decodes as lad"),

@@ -8,7 +8,7 @@ import pytest
 from live_server import HELLO
 
 from lad_engine.server.failures import Failure
-from lad_engine.server.structure import Skeleton
+from lad_engine.server.structure import schema_skeleton
 
 CITY = {
     "type": "object",
@@ -25,10 +25,10 @@ SIZES = {"/city": 5, "/size": 3, "/kind": 2, "/tags/0": 1, "/tags/1": 1}
 
 
 def test_values_that_hold_stay_and_the_others_are_gaps_again():
-    skeleton = Skeleton(CITY)
+    skeleton = schema_skeleton(CITY)
     assert skeleton.infill(SIZES) == '{"city": "[[5]]", "size": [[3]], "kind": "[[2]]", "tags": [[[1]], [[1]]], "version": 2}'
     skeleton.read('{"city": " Rome", "size": 700, "kind": "huge", "tags": [True, maybe], "version": 2}')
-    assert [value.place for value in skeleton.open] == ["/size", "/kind", "/tags/1"]
+    assert [gap.place for gap in skeleton.open] == ["/size", "/kind", "/tags/1"]
     assert skeleton.infill(SIZES).startswith('{"city": "Rome", "size": [[3]], "kind": "[[2]]", "tags": [true, [[1]]')
     skeleton.read('{"city": "Rome", "size":  7 , "kind": "big", "tags": [true, false], "version": 2}')
     assert skeleton.open == []
@@ -40,9 +40,9 @@ TEXTS = [('Rome", "more": "x', "Rome"), ('a\\"b', 'a\\"b'), ("R", None), ("x" * 
 
 @pytest.mark.parametrize("written,kept", TEXTS)
 def test_a_text_is_valid_json_within_its_length(written, kept):
-    skeleton = Skeleton({"type": "object", "properties": {"city": CITY["properties"]["city"]}})
+    skeleton = schema_skeleton({"type": "object", "properties": {"city": CITY["properties"]["city"]}})
     skeleton.read(f'{{"city": "{written}"}}')
-    assert skeleton.values[0].text == kept
+    assert skeleton.gaps[0].text == kept
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_a_text_is_valid_json_within_its_length(written, kept):
         ({"type": "object"}, "properties at /"),
         ({"type": "array", "items": {"type": "null"}, "minItems": 1}, "no fixed length"),
         ({"anyOf": []}, "type at /"),
-        ({"type": "object", "properties": {"a": {"const": 1}}}, "0 values"),
+        ({"type": "object", "properties": {"a": {"const": 1}}}, "0 gaps"),
         ({"type": "integer", "minimum": "a"}, "minimum at /"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(schema, says):
     with pytest.raises(Failure, match=says):
-        Skeleton(schema)
+        schema_skeleton(schema)
 
 
 def test_the_server_answers_with_the_schema_or_says_that_it_could_not(served):
