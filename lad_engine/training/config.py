@@ -39,7 +39,8 @@ class TrainConfig:
         tail_power: the window is filled to T = least + u^power (max_length - least) with EOS, u in (0, 1) per batch; 0 never adds.
         eos_pads: EOS positions after the closing one that a row has at least.
     Noise: corruption: see kernels/structured_noise. whole_mask_share: part of the examples whose whole answer is masked instead, as
-        a decode begins ("lad" only). mask_token: piece that is one id of the tokenizer.
+        a decode begins ("lad" only). block_share: part of the examples seen as a decode in blocks of block_length sees them: clean before
+        a block drawn at random, masked after it, the loss inside it ("lad" only). mask_token: piece that is one id of the tokenizer.
     Loss:
         objective: the decoding family that is trained for: "lad", or "masked" (DiffuLLaMA: corruption mask_only, 1/t, see
         objectives/masked.py; it reads loss and kept_weight not at all).
@@ -75,6 +76,8 @@ class TrainConfig:
     anneal_steps: int = 0
     corruption: str = "paper"
     whole_mask_share: float = 0.0
+    block_share: float = 0.0
+    block_length: int = 8
     mask_token: str = "MASK"
     loss: str = "corrupted"
     label_smoothing: float = 0.0
@@ -180,7 +183,7 @@ def _check(c: TrainConfig) -> None:
     for name, choices in (*listed, ("dtype", TRAIN_DTYPES), ("too_long", TOO_LONG)):
         if getattr(c, name) not in choices:
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, expected one of {', '.join(choices)}.")
-    for name in ("steps", "batch_size", "grad_accumulation", "rank", "log_every", "val_every", "save_every", "keep_last", "max_chars"):
+    for name in ("steps", "batch_size", "grad_accumulation", "rank", "log_every", "val_every", "save_every", "keep_last", "max_chars", "block_length"):
         if getattr(c, name) < 1:
             raise ConfigError(f"config: {name} is {getattr(c, name)}, expected 1 or more.")
     if c.max_length < 8:
@@ -188,6 +191,7 @@ def _check(c: TrainConfig) -> None:
     for name in (
         "val_share",
         "whole_mask_share",
+        "block_share",
         "label_smoothing",
         "dropout",
         "min_lr_share",
@@ -210,8 +214,10 @@ def _check(c: TrainConfig) -> None:
         raise ConfigError("config: targets is empty, expected names such as q_proj and v_proj.")
     if c.loss == "mask_only" and c.corruption != "mask_only":
         raise ConfigError(f'config: loss "mask_only" weighs by the mask level, expected corruption "mask_only", got "{c.corruption}".')
+    if c.block_share and c.loss == "mask_only":
+        raise ConfigError(f'config: block_share is {c.block_share} with loss "mask_only", which counts whole answers. Choose another loss.')
     if c.objective != "lad":
-        for name in ("corruption", "whole_mask_share", "loss", "kept_weight"):
+        for name in ("corruption", "whole_mask_share", "block_share", "block_length", "loss", "kept_weight"):
             if getattr(c, name) != getattr(TrainConfig, name):
                 raise ConfigError(f"config: {name} is {getattr(c, name)!r}, which objective {c.objective} does not read. Leave it out.")
     for name in ("flow_times", "flow_classes", "class_dropout"):

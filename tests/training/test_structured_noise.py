@@ -156,3 +156,33 @@ def test_a_share_of_the_answers_is_masked_whole_and_the_rest_is_as_without_it():
     assert (noised(1.0)[:, 4:] == 7).all()
     with pytest.raises(ConfigError, match=r"whole_mask_share is 0\.5, which objective masked does not read"):
         TrainConfig(objective="masked", whole_mask_share=0.5)
+
+
+def test_a_share_of_the_answers_is_seen_as_a_decode_in_blocks_sees_them():
+    ids = torch.randint(20, 90, (600, 20), generator=torch.Generator().manual_seed(4))
+    start, first_eos = torch.full((600,), 4), torch.full((600,), 15)
+    clean = CleanBatch(ids, start, first_eos, torch.arange(600) + 5, torch.tensor(9), 0)
+
+    def drawn(share):
+        config = TrainConfig(block_share=share, block_length=5, loss="answer", predicts_next_token=False)
+        return LadObjective(Setting(config, select_ops("reference"), 7, 2)).draw(clean)
+
+    plain, blocks = drawn(0.0), drawn(1.0)
+    # Positions 4 to 15 touch the blocks 4-8, 9-13 and 14-18; only one of them counts, and the tail after the last block never does.
+    counts = torch.zeros(600, 20, dtype=torch.bool).index_put_((blocks.row, blocks.position), torch.tensor(True))
+    which = (counts.long().argmax(1) - 4) // 5
+    for block in range(3):
+        rows = which == block
+        begin = 4 + 5 * block
+        assert abs(int(rows.sum()) - 200) < 4.5 * (600 * 2 / 9) ** 0.5
+        assert counts[rows, begin : begin + 5].all() and counts[rows].sum() == 5 * rows.sum()
+        assert torch.equal(blocks.ids[rows, :begin], ids[rows, :begin]) and (blocks.ids[rows, begin + 5 :] == 7).all()
+        assert torch.equal(blocks.ids[rows, begin : begin + 5], plain.ids[rows, begin : begin + 5])
+    some = drawn(0.25).ids
+    is_plain = (some == plain.ids).all(1)
+    assert abs(int((~is_plain).sum()) - 150) < 4.5 * (600 * 0.25 * 0.75) ** 0.5
+    assert torch.equal(some[~is_plain], blocks.ids[~is_plain])
+    with pytest.raises(ConfigError, match=r"block_share is 0\.5 with loss \"mask_only\""):
+        TrainConfig(block_share=0.5, loss="mask_only", corruption="mask_only")
+    with pytest.raises(ConfigError, match="block_length is 0, expected 1 or more"):
+        TrainConfig(block_length=0)

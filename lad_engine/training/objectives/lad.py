@@ -12,8 +12,8 @@ from ...kernels.random.reference import CORRUPT_LEVEL
 from ..losses import chunked_cross_entropy, position_weights
 from .objective import CleanBatch, Setting
 
-# structured_noise takes the CORRUPT_LEVEL draws at index 0 to 3; this one says whether the whole answer is masked.
-WHOLE_MASK_INDEX = 4
+# structured_noise takes the CORRUPT_LEVEL draws at index 0 to 3; these say whether the whole answer is masked, whether a block is, and which.
+WHOLE_MASK_INDEX, IS_BLOCK_INDEX, WHICH_BLOCK_INDEX = 4, 5, 6
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,14 @@ class LadObjective:
         )
         if config.whole_mask_share:
             noised, level = self._begun(clean, noised, level)
+        in_loss = None
+        if config.block_share:
+            noised, in_loss = self._in_blocks(clean, noised)
         weights, divisor = position_weights(
             config.loss, clean.ids, noised, clean.answer_start, clean.first_eos, level, mask_id, config.kept_weight, config.eos_pad_weight
         )
+        if in_loss is not None:
+            weights = weights * in_loss
         if config.predicts_next_token:
             # Nothing stands before position 0, so no row predicts it.
             weights[:, 0] = 0.0
@@ -57,11 +62,27 @@ class LadObjective:
 
     def _begun(self, clean: CleanBatch, noised: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Mask the whole answer of some examples, EOS padding included, as a decode finds it."""
-        setting = self._setting
-        index = torch.full((1,), WHOLE_MASK_INDEX, device=clean.ids.device)
-        is_whole = setting.ops.uniform(clean.seeds, index, clean.draw, CORRUPT_LEVEL) < setting.config.whole_mask_share  # [B, 1]
+        is_whole = self._uniform(clean, WHOLE_MASK_INDEX) < self._setting.config.whole_mask_share
         is_answer = torch.arange(clean.ids.shape[1], device=clean.ids.device)[None] >= clean.answer_start[:, None]
-        return torch.where(is_whole & is_answer, setting.mask_id, noised), torch.where(is_whole[:, 0], 1.0, level)
+        return torch.where(is_whole & is_answer, self._setting.mask_id, noised), torch.where(is_whole[:, 0], 1.0, level)
+
+    def _in_blocks(self, clean: CleanBatch, noised: Tensor) -> tuple[Tensor, Tensor]:
+        """Restore what stands before one block of some examples and mask what follows it; also which positions `[B, T]` the loss may read.
+
+        The block is one of those up to the closing EOS, each as likely; inside it the noise stays as drawn.
+        """
+        length = self._setting.config.block_length
+        is_block = self._uniform(clean, IS_BLOCK_INDEX) < self._setting.config.block_share
+        offset = torch.arange(clean.ids.shape[1], device=clean.ids.device)[None] - clean.answer_start[:, None]
+        count = (clean.first_eos - clean.answer_start)[:, None] // length + 1
+        which = (self._uniform(clean, WHICH_BLOCK_INDEX) * count).long()
+        block = offset.div(length, rounding_mode="floor")
+        seen = torch.where(block < which, clean.ids, torch.where(block > which, self._setting.mask_id, noised))
+        return torch.where(is_block, seen, noised), ~is_block | (block == which)
+
+    def _uniform(self, clean: CleanBatch, index: int) -> Tensor:
+        """Draw one uniform per example `[B, 1]`."""
+        return self._setting.ops.uniform(clean.seeds, torch.full((1,), index, device=clean.ids.device), clean.draw, CORRUPT_LEVEL)
 
     def loss(self, model: Any, batch: WeighedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of cross-entropies of one micro-batch."""
