@@ -183,7 +183,8 @@ def _check(c: TrainConfig) -> None:
     for name, choices in (*listed, ("dtype", TRAIN_DTYPES), ("too_long", TOO_LONG)):
         if getattr(c, name) not in choices:
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, expected one of {', '.join(choices)}.")
-    for name in ("steps", "batch_size", "grad_accumulation", "rank", "log_every", "val_every", "save_every", "keep_last", "max_chars", "block_length"):
+    counts = ("steps", "batch_size", "grad_accumulation", "rank", "log_every", "val_every", "save_every", "keep_last", "max_chars")
+    for name in (*counts, "block_length"):
         if getattr(c, name) < 1:
             raise ConfigError(f"config: {name} is {getattr(c, name)}, expected 1 or more.")
     if c.max_length < 8:

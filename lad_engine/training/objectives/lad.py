@@ -12,7 +12,7 @@ from ...kernels.random.reference import CORRUPT_LEVEL
 from ..losses import chunked_cross_entropy, position_weights
 from .objective import CleanBatch, Setting
 
-# structured_noise takes the CORRUPT_LEVEL draws at index 0 to 3; these say whether the whole answer is masked, whether a block is, and which.
+# structured_noise takes the CORRUPT_LEVEL draws at index 0 to 3. These say whether all is masked, whether one block counts, and which.
 WHOLE_MASK_INDEX, IS_BLOCK_INDEX, WHICH_BLOCK_INDEX = 4, 5, 6
 
 
