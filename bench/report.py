@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import crossover, scaling
+from bench import crossover, scaling, trials
+from bench.quality_tables import quality_tables
 from bench.results import REPOSITORY, RESULTS, read_results
 
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
@@ -37,8 +38,15 @@ CPU_TARGETS = (
 )
 
 
+def published(folder: Path) -> str:
+    """Return the Markdown that stands between the markers: the results in a folder, its quality/ and its training/."""
+    path = folder / "training" / "trials.json"
+    results = read_results(folder) + ([json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else [])
+    return "\n\n".join([*quality_tables(folder / "quality"), measured(results)])
+
+
 def measured(results: list[Result]) -> str:
-    """Return the Markdown that stands between the markers."""
+    """Return a table for each result that is no quick one."""
     shown = [result for result in results if not result.get("is_quick")]
     parts = [TABLES[result["bench"]](result) for result in shown if result["bench"] in TABLES]
     return "\n\n".join(parts) if parts else "Nothing has been measured yet."
@@ -226,6 +234,13 @@ def train_table(result: Result) -> str:
     return _table("Training speed", result, head, rows)
 
 
+def trials_table(result: Result) -> str:
+    """One line per trial, as bench/trials.py writes them."""
+    steps = {row["config"]["steps"] for row in result["rows"]}
+    updates = " and ".join(str(count) for count in sorted(steps))
+    return "\n".join([f"#### Training trials of {updates} updates", "", trials.table(result["rows"]), conditions_of(result)])
+
+
 def profile_table(result: Result) -> str:
     """One line per op of a step: its time, share and rates."""
     rows = []
@@ -274,6 +289,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "serve": serve_table,
     "soak": soak_table,
     "train": train_table,
+    "trials": trials_table,
     "families": families_table,
     "families_evidence": evidence_table,
 }
@@ -306,7 +322,7 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=README)
     options = parser.parse_args()
     old = options.readme.read_text(encoding="utf-8")
-    new = replaced(old, measured(read_results(options.results)))
+    new = replaced(old, published(options.results))
     if options.check:
         if old != new:
             sys.exit(f"{options.readme}: the measured tables are stale. Run python -m bench.report and commit the README.")

@@ -1,16 +1,17 @@
-"""95 % confidence intervals: Wilson's for shares, the percentile bootstrap for means and ratios; the same numbers every time."""
+"""95 % confidence intervals: Wilson's for shares, percentile bootstrap for means and ratios, jackknife for figures of a whole list."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 Z = 1.959963984540054
 RESAMPLES = 2000
 SEED = 20250101
+T = TypeVar("T")
 
 
 def share(hits: Sequence[bool]) -> dict[str, Any]:
@@ -40,6 +41,19 @@ def ratio(totals: Sequence[float], counts: Sequence[float], exponential: bool = 
     value, (low, high) = above.sum() / below.sum(), np.percentile(drawn, [2.5, 97.5])
     numbers = [float(np.exp(x)) if exponential else float(x) for x in (value, low, high)]
     return _metric(*numbers, "bootstrap", n)
+
+
+def of_list(items: Sequence[T], figure: Callable[[Sequence[T]], float]) -> dict[str, Any]:
+    """Return figure(items), from 0 to 1, with the interval of the delete-one jackknife (Efron and Stein 1981).
+
+    Resampling with repeats, as the bootstrap does, would itself lower a share of different items.
+    """
+    n, value = len(items), figure(items)
+    if n < 2:
+        return _metric(value, math.nan, math.nan, "jackknife", n)
+    without = np.array([figure([*items[:i], *items[i + 1 :]]) for i in range(n)])
+    width = Z * math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+    return _metric(value, max(0.0, value - width), min(1.0, value + width), "jackknife", n)
 
 
 def _metric(value: float, low: float, high: float, interval: str, n: int) -> dict[str, Any]:

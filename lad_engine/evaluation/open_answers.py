@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..config import RENOISING
@@ -63,9 +64,7 @@ def open_work(condition: Condition, examples: Sequence[Example], judge: Judge) -
 def open_metrics(rows: list[Row]) -> dict[str, Any]:
     """Return perplexity under the judge, distinct-1/2/3 over all answers, repetition, share of answers with words, and the cost."""
     texts = [row["text"] for row in rows]
-    # A share of n-grams of a whole list has no value per answer to resample.
-    unknown = {"low": None, "high": None, "interval": "none", "n": len(rows)}
-    varied = {f"distinct_{n}": {**unknown, "value": distinct(texts, n)} for n in (1, 2, 3)}
+    varied = {f"distinct_{n}": intervals.of_list(texts, partial(distinct, n=n)) for n in (1, 2, 3)}
     return {
         "perplexity": intervals.ratio([row["judge_loss"] for row in rows], [row["judge_tokens"] for row in rows], True),
         **varied,

@@ -12,8 +12,8 @@ import torch
 import bench.cpu
 import bench.report
 import bench.scaling
-from bench.report import BEGIN, END, README, TABLES, measured, replaced
-from bench.results import RESULTS, check_result, make_result, read_results
+from bench.report import BEGIN, END, README, TABLES, measured, published, replaced
+from bench.results import RESULTS, check_result, make_result
 from bench.scaling import exponent, exponents
 from bench.timing import summary
 
@@ -30,7 +30,7 @@ def run_quick(module, monkeypatch, out):
 
 def test_the_readme_shows_the_committed_results():
     text = README.read_text(encoding="utf-8")
-    assert text == replaced(text, measured(read_results(RESULTS))), "run python -m bench.report and commit the README"
+    assert text == replaced(text, published(RESULTS)), "run python -m bench.report and commit the README"
 
 
 def test_a_readme_whose_figures_differ_is_stale(tmp_path, monkeypatch):
@@ -109,3 +109,31 @@ def test_cpu_targets_are_measured_in_turns_and_judged(monkeypatch, tmp_path):
     assert "| step in bf16 against transformers fp32 eager | ≥ 5 x | 4.50 x | missed |" in table
     assert "| step in int8 against transformers bf16 eager | ≥ 2 x | 4.50 x | met |" in table
     assert "unmeasured" not in table
+
+
+def test_evaluations_are_shown_beside_their_base(tmp_path):
+    def record(task, condition, examples, **metrics):
+        return {"task": task, "condition": condition, "examples": examples, "metrics": metrics}
+
+    def figure(value, low, high):
+        return {"value": value, "low": low, "high": high}
+
+    found = {
+        "command": "python -m lad_engine.evaluate --tasks x",
+        "versions": {"torch": "2"},
+        "conditions": [
+            record("piqa", "mine", 200, accuracy=figure(0.5, 0.4, 0.6), answered=figure(1.0, 0.9, 1.0)),
+            record("piqa", "base, greedy", 200, accuracy=figure(0.7, 0.65, 0.75)),
+            record("rocstories", "mine", 200, rouge_l=figure(0.3, 0.28, 0.32)),
+            record("rocstories", "base, greedy", 200, rouge_l=figure(0.3, 0.28, 0.32)),
+            record("mmlu", "mine", 20, accuracy=figure(0.5, 0.4, 0.6)),
+            record("open", "re-noising, 8 steps", 20, perplexity=figure(33.3, 20.0, 40.0), distinct_2=figure(0.9, 0.8, 1.0)),
+        ],
+    }
+    (tmp_path / "quality").mkdir()
+    (tmp_path / "quality" / "own.json").write_text(json.dumps(found))
+    text = published(tmp_path)
+    assert "| piqa | accuracy | 200 | 0.500 [0.400, 0.600] | 0.700 [0.650, 0.750] | behind |" in text
+    assert "| rocstories | ROUGE-L | 200 | 0.300 [0.280, 0.320] | 0.300 [0.280, 0.320] | no clear difference |" in text
+    assert "| re-noising, 8 steps | 20 | 33.3 [20.0, 40.0] | 0.900 [0.800, 1.000] |  |  |" in text
+    assert "mmlu" not in text and found["command"] in text

@@ -102,3 +102,9 @@ def test_intervals_are_the_known_ones_and_the_same_each_time():
     assert value == 49.5 and 42 < low < 46 and 53 < high < 57
     assert intervals.ratio([2.0, 0.0], [1.0, 1.0], exponential=True)["value"] == pytest.approx(2.718281828)
     assert intervals.share([])["value"] is None and intervals.ratio([0.0], [0.0])["value"] is None
+    # Of a mean the delete-one jackknife is the textbook's standard error: here s / sqrt(n) = sqrt(0.3 * 0.7 / 9).
+    hits = [1.0] * 3 + [0.0] * 7
+    metric = intervals.of_list(hits, lambda some: sum(some) / len(some))
+    assert metric["interval"] == "jackknife" and metric["value"] == pytest.approx(0.3)
+    assert metric["high"] - metric["low"] == pytest.approx(2 * intervals.Z * (0.3 * 0.7 / 9) ** 0.5)
+    assert intervals.of_list([1.0], sum) == {"value": 1.0, "low": None, "high": None, "interval": "jackknife", "n": 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed (it is no part of the extra test)")
+schemathesis = pytest.importorskip("schemathesis", reason="needs the extra test-services")
 hypothesis = pytest.importorskip("hypothesis", reason="schemathesis brings it")
 
 from schemathesis.generation import GenerationMode  # noqa: E402

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from live_server import live_server, metric, wait_until
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (it is no part of the extra test)")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra test-services")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
