@@ -106,14 +106,15 @@ def cpu_table(result: Result) -> str:
     for row in (row for row in result["rows"] if row["part"] == "start" and row["times"]):
         seconds, peak = row["times"]["start to first step"]["median_us"] / 1e6, row["peak_mb"]
         limits = (900.0, 4.0) if row["dtype"] == "bfloat16" else (None, None)
-        for what, unit, value, limit in (("peak memory", "MB", peak, limits[0]), ("start to first step", "s", seconds, limits[1])):
+        figures = (("peak memory", "MB", peak, limits[0], 0), ("start to first step", "s", seconds, limits[1], 1))
+        for what, unit, value, limit, digits in figures:
             verdict = "" if limit is None else "met" if value <= limit else "missed"
-            rows.append(
-                [f"{what}, default base, {row['dtype']}", "" if limit is None else f"≤ {limit:g} {unit}", f"{value:.3g} {unit}", verdict]
-            )
+            wanted = "" if limit is None else f"≤ {limit:g} {unit}"
+            rows.append([f"{what}, default base, {row['dtype']}", wanted, f"{value:.{digits}f} {unit}", verdict])
     times = [f"{row['part']}: " + ", ".join(f"{who} {_ms(t['median_us'])}" for who, t in row["times"].items()) for row in result["rows"]]
-    first = next(row for row in result["rows"])
-    setting = f"{first['model']}, canvas {first['canvas']}, {first['answer_rows']} rows read, batch 1. Medians: {'; '.join(times)}."
+    settings = dict.fromkeys((row["model"], row["canvas"], row["answer_rows"]) for row in result["rows"] if row["part"] != "start")
+    sizes = "".join(f"{model}, canvas {canvas}, {answer_rows} rows read, batch 1. " for model, canvas, answer_rows in settings)
+    setting = f"{sizes}Medians: {'; '.join(times)}."
     return _table("CPU engine", result, ["what", "target", "measured", "verdict"], rows, setting)
 
 
