@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
 from tiny_adapter import write_adapter
 from tiny_checkpoint import make_tiny
 
