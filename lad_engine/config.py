@@ -47,6 +47,10 @@ LEAST = {
     **dict.fromkeys(("max_new_tokens", "steps", "block_length", "tokens_per_step", "reward_steps"), 1),
     **dict.fromkeys(("top_k", "flow_label", "seed"), 0),
 }
+# Tables hold a row per step and are made before the first one; the others are numbers a device's tables can hold.
+MOST = {**dict.fromkeys(LEAST, 2**31 - 1), "steps": 2**16, "reward_steps": 1000, "seed": 2**63 - 1}
+# torch starts as many as it is told to.
+MOST_THREADS = 1024
 RANGES = {
     "temperature": (0.0, 100.0),
     "top_p": (0.0, 1.0),
@@ -264,8 +268,8 @@ class EngineConfig:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("driver", self.driver, DRIVERS)
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads is {self.threads}, expected 1 or more.")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ConfigError(f"threads is {self.threads}, expected 1 to {MOST_THREADS}.")
 
 
 def canonical_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,8 +295,9 @@ def check_setting(name: str, value: Any) -> None:
     elif name in LEAST:
         if value is not None or name not in MAY_BE_NONE:
             _at_least(name, value, LEAST[name])
-        if name == "seed" and value >= 2**63:
-            raise ConfigError(f"seed is {value}, expected an integer below 2**63.")
+            if value > MOST[name]:
+                most = "below 2**63" if name == "seed" else f"of at most {MOST[name]}"
+                raise ConfigError(f"{name} is {value}, expected an integer {most}.")
     elif name in RANGES:
         if value is not None or name not in MAY_BE_NONE:
             _between(name, value, *RANGES[name])

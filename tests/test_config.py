@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from lad_engine.config import ALIASES, CHOICES, LEAST, RANGES, READ_WITH, SamplingParams
+from lad_engine.config import ALIASES, CHOICES, LEAST, MOST, RANGES, READ_WITH, EngineConfig, SamplingParams
 from lad_engine.errors import ConfigError
 
 
@@ -14,6 +14,7 @@ def test_every_field_has_a_check():
     free = {"suppress_tokens", "stop", "profile"}
     flags = {field.name for field in dataclasses.fields(SamplingParams) if field.type == "bool"}
     assert {*CHOICES, *LEAST, *RANGES, *free, *flags} == {field.name for field in dataclasses.fields(SamplingParams)}
+    assert set(MOST) == set(LEAST)
     assert set(READ_WITH) < {*CHOICES, *LEAST, *RANGES, *flags}
     assert set(ALIASES.values()) <= set(LEAST) | set(RANGES)
 
@@ -25,6 +26,9 @@ def test_every_field_has_a_check():
         ({"steps": 2.5}, "steps is 2.5, expected an integer"),
         ({"steps": None}, "steps is None, expected an integer"),
         ({"seed": 2**63}, "expected an integer below"),
+        ({"steps": 10**12}, "steps is 1000000000000, expected an integer of at most 65536"),
+        ({"top_k": 10**20}, "top_k is 100000000000000000000, expected an integer of at most 2147483647"),
+        ({"reward_scale": 1.0, "reward_steps": 10**9}, "reward_steps is 1000000000, expected an integer of at most 1000"),
         ({"top_p": 1.5}, "top_p is 1.5, expected a number from 0 to 1"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"remasking": "some"}, "remasking is 'some', expected one of none, random"),
@@ -74,3 +78,9 @@ def test_rules_that_exclude_each_other_are_refused():
         SamplingParams(remasking="transfer", retention="locked")
     with pytest.raises(ConfigError, match="or retention to none"):
         SamplingParams(remasking="weighted", retention="locked")
+
+
+@pytest.mark.parametrize("threads", [-1, 0, 10**20])
+def test_threads_that_no_machine_has_are_refused(threads):
+    with pytest.raises(ConfigError, match=f"threads is {threads}, expected 1 to 1024"):
+        EngineConfig(threads=threads)

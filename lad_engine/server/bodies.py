@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from ..config import ALIASES, CHOICES, LEAST, RANGES, SamplingParams
+from ..config import ALIASES, CHOICES, LEAST, MOST, RANGES, SamplingParams
 
 # Sizes no canvas has; they keep a number from overflowing in a table before it is compared with what fits.
 LARGEST = 2**31 - 1
@@ -37,7 +37,7 @@ def _sampling_type(name: str, kind: Any) -> Any:
     if name in CHOICES:
         return Literal[CHOICES[name]]
     if name in LEAST:
-        return Annotated[int, Field(ge=LEAST[name], le=2**63 - 1 if name == "seed" else LARGEST)]
+        return Annotated[int, Field(ge=LEAST[name], le=MOST[name])]
     if name in RANGES:
         low, high = RANGES[name]
         return Annotated[float, Field(ge=low, le=high, allow_inf_nan=False)]
