@@ -141,8 +141,7 @@ class AdapterStore:
         """
         self.get(name)
         del self._residents[name]
-        if not self._residents:
-            self._transformer.head.predicts_next_token = self._base_shift
+        self._restore_shift()
 
     def get(self, name: str) -> Resident:
         """Return the adapter of this name; AdapterError lists the resident ones where it is unknown."""
@@ -185,11 +184,13 @@ class AdapterStore:
     def keep(self, running: Sequence[Resident | None]) -> None:
         """Say what requests that run now are computed with: none of it is overwritten when its name is replaced."""
         self._running = tuple(running)
+        self._restore_shift()
 
     def finish(self) -> None:
         """Say that the batch chosen last is over: all rows are the base's, and slots only it used are free."""
         self.rows.put(())
         self._running = ()
+        self._restore_shift()
 
     def close(self) -> None:
         """Take the stacks off the decoder, which then is the base again."""
@@ -205,6 +206,11 @@ class AdapterStore:
         """Device memory of the stacks and norms."""
         stacked = [tensor for stack in self._stacks.values() for tensor in (stack.a, stack.b, stack.scales)]
         return sum(tensor.nbytes for tensor in (*stacked, *self._gains.values(), self.rows.index))
+
+    def _restore_shift(self) -> None:
+        """Predict as the base does once no adapter is resident and no batch runs, which finishes as it began."""
+        if not self._residents and not self._running:
+            self._transformer.head.predicts_next_token = self._base_shift
 
     def _check_decoder(self) -> None:
         transformer = self._transformer

@@ -180,7 +180,9 @@ class Core:
             except Exception:
                 # Nothing is expected to arrive here; were it to, requests must not hang on it.
                 log.exception("the device thread's batches are dropped")
-                for request in self._groups.clear():
+                self._groups.clear()
+                # Not the batches' own: one that was being taken apart is in none of them.
+                for request in self._running:
                     self._fail(request, StepError(f"request {request.id}: the backend dropped its batch; the log has the details."))
         self._shut()
 
@@ -250,6 +252,7 @@ class Core:
                 canvas = self.parts.canvas(request.prompt, request.params, current)
                 self.parts.check(canvas, request.params)
                 request.canvas, request.resident = canvas, current
+                request.settled = SettledText(self.parts, canvas, request.params)
         except LadError as error:
             self._fail(request, error)
             return False
@@ -361,7 +364,9 @@ class Core:
         for request in left:
             self._fail(request, ClosedError(f"request {request.id}: the backend was closed before its answer. Ask another."))
         for _, future in calls:
-            future.set_exception(ClosedError("backend: it was closed before this was done, expected an open one."))
+            # Who waited may have given up.
+            if future.set_running_or_notify_cancel():
+                future.set_exception(ClosedError("backend: it was closed before this was done, expected an open one."))
         if self.parts.store is not None:
             self.parts.store.finish()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from .engine_parts import EngineParts
 from .limits import Limits
 from .request import Request
 from .slots import AlignedRows, Slots, key, widest
+
+log = logging.getLogger(__name__)
 
 
 class Group:
@@ -64,10 +67,6 @@ class Groups:
             shapes[group.describe()] += len(group.requests)
         return dict(shapes)
 
-    def requests(self) -> list[Request]:
-        """Return every running request."""
-        return [request for group in self._groups for request in group.requests.values()]
-
     def add(self, requests: Sequence[Request]) -> None:
         """Begin requests: each joins a batch that has room for it, or opens one.
 
@@ -101,13 +100,14 @@ class Groups:
         self._tidy(may_shrink)
         return rows
 
-    def clear(self) -> list[Request]:
-        """Forget all batches and return their requests."""
-        left = self.requests()
+    def clear(self) -> None:
+        """Forget all batches, also those that cannot give their buffers back."""
         for group in self._groups:
-            group.slots.close()
+            try:
+                group.slots.close()
+            except Exception:
+                log.exception("a batch could not give its buffers back")
         self._groups.clear()
-        return left
 
     def _step(self, group: Group) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 from ..errors import ConfigError
@@ -38,8 +39,9 @@ class Limits:
         _at_least("audit_every", self.audit_every, 0)
         for name in ("deadline_s", "drain_s"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"limits: {name} is {value!r}, expected more than 0 seconds.")
+            # A lock cannot wait for longer, nor without end but by None.
+            if value is not None and not 0 < value <= threading.TIMEOUT_MAX:
+                raise ConfigError(f"limits: {name} is {value!r}, expected more than 0 and at most {threading.TIMEOUT_MAX:.0f} seconds.")
 
 
 def _at_least(name: str, value: int, low: int) -> None:

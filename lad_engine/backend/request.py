@@ -80,7 +80,7 @@ class SettledText:
         self._count = count
         text = self._parts.answer(ids[:count], self._canvas, self._params).rstrip("\ufffd")
         held = max((len(word) - 1 for word in self._params.stop), default=0)
-        return self._send(text[: len(text) - held])
+        return self._send(text[: max(0, len(text) - held)])
 
     def rest(self, text: str) -> str:
         """Return what of the result's text was not sent yet."""

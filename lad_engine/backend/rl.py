@@ -51,7 +51,10 @@ def generate(
         RequestError: the shapes do not fit, or a row is longer than the model's window. Others as the backend's.
     """
     rows = prompt[None] if prompt.dim() == 1 else prompt
-    kept = torch.ones_like(rows) if attention_mask is None else attention_mask.reshape(rows.shape)
+    kept = torch.ones_like(rows) if attention_mask is None else attention_mask
+    if kept.numel() != rows.numel():
+        raise RequestError(f"attention_mask: {tuple(kept.shape)}, expected {tuple(prompt.shape)} as the prompt. Give one value per token.")
+    kept = kept.reshape(rows.shape)
     if rows.dim() != 2 or rows.is_floating_point() or not bool(kept.any(1).all()):
         raise RequestError(f"prompt: {tuple(prompt.shape)} {prompt.dtype}, expected [B, L] token ids with at least one kept in each row.")
     with _backend(model, len(rows)) as backend:

@@ -86,6 +86,24 @@ def test_a_request_finishes_on_the_version_it_started_with(base, files, engine):
     assert (facts_of(first.result), facts_of(second.result), facts_of(plain.result)) == (old, new, base_answer)
 
 
+def test_the_last_adapter_leaves_when_its_requests_have_ended(base, tmp_path):
+    file = write_adapter(base, tmp_path / "shifted.safetensors", 1, predicts_next_token=True)
+    alone = Engine.load(base, adapters={"shifted": file}, dtype="float32")
+    long = alone.sampling("paper", max_new_tokens=8, steps=60, early_stop=False, seed=5)
+    wanted = facts_of(alone.generate("hello", long, adapters="shifted")[0])
+    engine = Engine.load(base, adapters={"shifted": file}, dtype="float32")
+
+    async def scenario(backend):
+        handle = backend.submit("hello", long, adapter="shifted")
+        await until(lambda: backend.stats().running == 1)
+        await backend.unload_adapter("shifted")
+        done = await handle.result()
+        assert backend.list_adapters() == () and not engine.model.head.predicts_next_token
+        return done
+
+    assert facts_of(serve(engine, scenario).result) == wanted
+
+
 def test_a_waiting_request_is_laid_out_for_the_version_it_starts_with(base, files, engine):
     alone = load(base, files)
     alone.load_adapter("two", files["raw"])

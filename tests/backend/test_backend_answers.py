@@ -99,6 +99,15 @@ def test_tokens_that_stay_are_committed_while_others_are_hidden(folder, alone):
     assert len(texts) > 2
     assert "".join(texts) == events[-1].text == alone.generate("hello", params)[0].text
     assert not any(isinstance(event, Stepped) for event in events)
+    # What may still grow into a stop string longer than the text is held back as a whole.
+    stopped = params.replace(stop=(events[-1].text[:9],))
+
+    async def until_stopped(backend):
+        return [event async for event in backend.submit("hello", stopped)]
+
+    events = serve(tiny_engine(folder), until_stopped)
+    assert not any(isinstance(event, Committed) for event in events)
+    assert events[-1].text == "" and events[-1].result.finish_reason == "stop"
 
 
 @pytest.mark.parametrize("driver", ["eager", "replay"])

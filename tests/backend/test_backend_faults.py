@@ -10,6 +10,7 @@ from backend_kit import facts_of, paused, random_requests, serve, tiny_engine
 
 from lad_engine.backend import Stepped
 from lad_engine.backend.groups import Groups
+from lad_engine.backend.slots import Slots
 from lad_engine.errors import DeviceMemoryError, StepError
 
 POISON = 11
@@ -206,6 +207,23 @@ def test_a_fault_of_the_backend_itself_leaves_no_request_hanging(engine, monkeyp
         assert (await backend.generate("hello", poisoned(engine))).text is not None
 
     serve(engine, scenario)
+
+
+def test_a_batch_that_cannot_give_its_buffers_back_leaves_no_request_hanging(engine, monkeypatch):
+    def act(state):
+        raise RuntimeError("broken kernel")
+
+    breaks_step(engine, monkeypatch, act)
+
+    async def scenario(backend):
+        with monkeypatch.context() as patch:
+            patch.setattr(Slots, "close", lambda self: 1 / 0)
+            with pytest.raises(StepError, match="dropped its batch"):
+                await asyncio.wait_for(backend.generate("hello", poisoned(engine)), 20)
+        assert backend.stats().running == 0
+        return await backend.generate("hello", poisoned(engine).replace(seed=1))
+
+    assert serve(engine, scenario).text is not None
 
 
 def test_a_request_that_does_not_fit_the_memory_fails_alone(folder):

@@ -153,7 +153,7 @@ def test_draining_finishes_what_was_taken_and_refuses_more(engine):
 def test_closing_fails_what_does_not_end_in_time(engine):
     async def run():
         backend = AsyncEngine(engine, Limits(max_running=1, drain_s=0.2))
-        handles = [backend.submit("hello", long_params(engine, steps=100_000)) for _ in range(3)]
+        handles = [backend.submit("hello", long_params(engine, steps=60_000)) for _ in range(3)]
         assert not await backend.drain(0.1)
         await backend.close()
         for handle in handles:
@@ -164,6 +164,19 @@ def test_closing_fails_what_does_not_end_in_time(engine):
         assert backend.stats().failures == {"ClosedError": 3}
 
     asyncio.run(run())
+
+
+def test_closing_answers_every_call_although_some_gave_up(engine):
+    backend = SyncEngine(engine)
+    core = backend._core
+    # As if both came in a last step.
+    core._do_calls = lambda: None
+    given_up, waiting = core.call(list), core.call(list)
+    given_up.cancel()
+    backend.close()
+    with pytest.raises(ClosedError):
+        waiting.result(0)
+    check_nothing_left(backend)
 
 
 def test_a_result_can_be_waited_for_with_a_limit(engine):
@@ -181,6 +194,8 @@ def test_limits_are_checked():
         Limits(max_rows=0)
     with pytest.raises(ConfigError, match="deadline_s"):
         Limits(deadline_s=-1.0)
+    with pytest.raises(ConfigError, match="drain_s is inf, expected more than 0 and at most"):
+        Limits(drain_s=float("inf"))
 
 
 def test_five_hundred_requests_from_32_threads_lose_none(folder):

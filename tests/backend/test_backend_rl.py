@@ -67,5 +67,7 @@ def test_wrong_arguments_are_named(engine):
         generate(engine, torch.tensor([[5, 6]]), remasking="high")
     with pytest.raises(RequestError, match=r"\[B, L\] token ids"):
         generate(engine, torch.rand(2, 3))
+    with pytest.raises(RequestError, match=r"attention_mask: \(1, 3\), expected \(1, 2\)"):
+        generate(engine, torch.tensor([[5, 6]]), attention_mask=torch.ones(1, 3))
     with pytest.raises(RequestError, match="window"):
         generate(engine, torch.tensor([[5, 6]]), gen_length=600)
