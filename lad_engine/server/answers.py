@@ -63,8 +63,13 @@ def whole(shape: Shape, asked: Asked, done: Finished, engine: Engine, wants_logp
 
 def usage(asked: Asked, result: GenerationResult) -> dict[str, int]:
     """Return the counts: the prompt's tokens, and the answer's before its end."""
-    answer = round(result.tpf * result.nfe)
+    answer = answer_tokens(result)
     return {"prompt_tokens": asked.handle.prompt_tokens, "completion_tokens": answer, "total_tokens": asked.handle.prompt_tokens + answer}
+
+
+def answer_tokens(result: GenerationResult) -> int:
+    """Return how many tokens the answer's text is made of."""
+    return round(result.tpf * result.nfe)
 
 
 def details(asked: Asked, done: Finished) -> dict[str, Any]:
@@ -100,9 +105,10 @@ def logprobs_of(shape: Shape, result: GenerationResult, engine: Engine) -> dict[
     """
     rows = []
     for token, confidence in zip(result.token_ids, result.confidences, strict=True):
-        if token in engine.eos_ids:
+        # The text is made of no more: a stop string may end it, and an end token in a gap does not.
+        if len(rows) == answer_tokens(result):
             break
-        if token != engine.mask_id:
+        if token != engine.mask_id and token not in engine.eos_ids:
             piece = engine.codec.piece(token)
             rows.append((piece, math.log(confidence) if confidence > 0 else NO_LOGPROB))
     if shape is CHAT:

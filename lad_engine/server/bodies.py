@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ..config import ALIASES, CHOICES, LEAST, MOST, RANGES, SamplingParams
+from ..errors import ConfigError
 
 # Sizes no canvas has; they keep a number from overflowing in a table before it is compared with what fits.
 LARGEST = 2**31 - 1
@@ -175,11 +176,19 @@ class AdapterBody(Body):
 
 
 def asked_settings(body: Request) -> dict[str, Any]:
-    """Return the sampling parameters a request gave, profile excepted; null counts as not given."""
+    """Return the sampling parameters a request gave, profile excepted; null counts as not given.
+
+    Raises:
+        ConfigError: the answer's length is given by OpenAI's newer name and by another.
+    """
     given = {name: getattr(body, name) for name in SAMPLING_NAMES if name in body.model_fields_set and name != "profile"}
     given = {name: value for name, value in given.items() if value is not None}
     if "max_completion_tokens" in given:
-        given.setdefault("max_tokens", given.pop("max_completion_tokens"))
+        length = given.pop("max_completion_tokens")
+        other = next((name for name in given if ALIASES.get(name, name) == "max_new_tokens"), None)
+        if other is not None:
+            raise ConfigError(f"max_completion_tokens is given beside {other}, expected one of them. Leave one out.")
+        given["max_new_tokens"] = length
     return given
 
 
@@ -207,4 +216,6 @@ def refusal(error: ValidationError, body: type[BaseModel]) -> tuple[str, str | N
 
 def _is_branch(part: Any, front: tuple[Any, ...]) -> bool:
     """Pydantic names the branch of a union in a place; callers only know their own names."""
-    return front == ("response_format",) or (isinstance(part, str) and (part in ("str", "bool", "int", "float") or "[" in part))
+    return front == ("response_format",) or (
+        isinstance(part, str) and (part in ("str", "constrained-str", "bool", "int", "float") or "[" in part)
+    )

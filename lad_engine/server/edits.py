@@ -36,10 +36,21 @@ def _with_gaps(text: str, spans: Sequence[Span], codec: TextCodec) -> str:
                 "positions where it is empty. Correct it.",
                 param="spans",
             )
+        if at < span.start and text[span.start - 1] == "\\":
+            # An infill reads it together with the gap, as a literal [[.
+            raise Failure(
+                400,
+                f"spans: a backslash stands before [{span.start}, {span.end}), expected it within. Start one letter earlier.",
+                param="spans",
+            )
         words = text[span.start : span.end]
         size = span.positions or max(1, len(codec.encode_continuation(words)))
-        if span.keep and ("]]" in words or not words.strip()):
-            raise Failure(400, f"spans: keep is set for {words[:40]!r}, expected words without ]]. Leave keep out.", param="spans")
+        if span.keep and ("]]" in f"{words}]" or not words.strip()):
+            raise Failure(
+                400,
+                f"spans: keep is set for {words[:40]!r}, expected words without ]] and no ] at their end. Leave keep out.",
+                param="spans",
+            )
         parts += [_literal(text[at : span.start]), f"[[{size}:{words}]]" if span.keep else f"[[{size}]]"]
         at = span.end
     return "".join([*parts, _literal(text[at:])])

@@ -19,6 +19,7 @@ log = logging.getLogger("lad_engine.server")
 # Probes that an orchestrator makes without a key, and the pages' files, which are the same for everybody and ask for one themselves.
 # /page-facts is not among them: it names the operator's adapters.
 WITHOUT_KEY = ("/health", "/ready", "/", "/advanced", "/page/")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Scope = MutableMapping[str, Any]
@@ -92,7 +93,9 @@ class Gate:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "") or "(none)"
-        self._service.counts.response(scope["method"], route, status, seconds)
+        # A client may invent methods, and every one counted apart is kept.
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._service.counts.response(method, route, status, seconds)
         fields = {"method": scope["method"], "path": route, "status": status, "ms": round(seconds * 1e3, 2)}
         log.info("request", extra={"fields": {"request_id": scope["state"]["request_id"], **fields, **scope["state"]["fields"]}})
 

@@ -100,7 +100,7 @@ class Service:
 
         is_sized: the gaps of its infill were made for the answer's length that the request gave.
         """
-        if self.is_draining:
+        if self.is_draining and not again:
             raise failure_of(ClosedError("server: it is shutting down, expected a running one. Ask again."))
         adapter = self.adapter_of(body.model)
         try:
@@ -140,10 +140,16 @@ class Service:
             raise Failure(403, "adapters: loading by path is off. Start the server with --adapter-folder.", "permission_error", "path")
         if "\0" in path:
             raise Failure(400, "path holds a null byte, expected a path below the adapter folder.", param="path")
-        place, root = (folder / path).resolve(), folder.resolve()
-        if not place.is_relative_to(root) or place == root:
+        try:
+            place, root = (folder / path).resolve(), folder.resolve()
+            is_below = place.is_relative_to(root) and place != root
+            is_there = is_below and place.exists()
+        except (OSError, RuntimeError) as error:
+            # A name longer than any, or links in a circle, which Python before 3.13 calls a RuntimeError.
+            raise Failure(400, f"path is {path!r}, expected one that can be followed. Correct it.", param="path") from error
+        if not is_below:
             raise Failure(400, f"path is {path!r}, expected one below the adapter folder. Put the adapter there.", param="path")
-        if not place.exists():
+        if not is_there:
             raise Failure(400, f"path is {path!r}, expected an adapter that is there. Correct it.", param="path")
         return place
 

@@ -6,8 +6,9 @@ which. What a gap must hold is its own affair: a value of a schema (`structure`)
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from ..text.codec import TextCodec
 from .failures import Failure
@@ -16,6 +17,8 @@ ROUNDS = 4
 # Positions of a gap that has no bound of its own; a shorter text leaves end tokens in its gap, which no text shows.
 MOST_POSITIONS = 64
 MOST_GAPS = 64
+# Of all fixed texts together; no canvas holds as many.
+MOST_FIXED_LETTERS = 1 << 16
 
 
 class Gap(ABC):
@@ -40,13 +43,25 @@ class Skeleton:
     def __init__(self, parts: Iterable[str | Gap], form: str) -> None:
         self.form = form
         self.parts: list[str | Gap] = []
+        for is_text, run in itertools.groupby(self._bounded(parts), key=lambda part: isinstance(part, str)):
+            same = list(run)
+            self.parts += ["".join(same)] if is_text else same
+        if not self.gaps:
+            raise refused(f"the {form} leaves 0 gaps to write, expected 1 to {MOST_GAPS}", form)
+
+    def _bounded(self, parts: Iterable[str | Gap]) -> Iterator[str | Gap]:
+        """Yield the parts; refused as soon as they are too many, because a schema of a few words can stand for billions."""
+        gaps = letters = 0
         for part in parts:
-            if isinstance(part, str) and self.parts and isinstance(self.parts[-1], str):
-                self.parts[-1] += part
+            if isinstance(part, str):
+                letters += len(part)
             else:
-                self.parts.append(part)
-        if not 0 < len(self.gaps) <= MOST_GAPS:
-            raise refused(f"the {form} leaves {len(self.gaps)} gaps to write, expected 1 to {MOST_GAPS}", form)
+                gaps += 1
+            if gaps > MOST_GAPS:
+                raise refused(f"the {self.form} leaves {gaps} gaps or more to write, expected 1 to {MOST_GAPS}", self.form)
+            if letters > MOST_FIXED_LETTERS:
+                raise refused(f"the {self.form} fixes {letters} letters or more, expected at most {MOST_FIXED_LETTERS}", self.form)
+            yield part
 
     @property
     def gaps(self) -> list[Gap]:

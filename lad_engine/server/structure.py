@@ -94,19 +94,25 @@ def _checked(schema: Any, place: str, depth: int) -> str:
     if not isinstance(schema, dict) or depth > MOST_DEPTH:
         raise _refused(f"the schema at {where} is no object or too deep, expected at most {MOST_DEPTH} levels of schemas")
     if "const" in schema and not set(schema) - NOTES - {"const", "type"}:
+        try:
+            json.dumps(schema["const"], allow_nan=False)
+        except ValueError as error:
+            raise _refused(f"const at {where} holds a number that JSON has not, expected finite ones") from error
         return "const"
     kind = schema.get("type")
-    if kind not in KEYWORDS:
+    if not isinstance(kind, str) or kind not in KEYWORDS:
         raise _refused(f"type at {where} is {str(kind)[:40]!r}, expected one of {', '.join(KEYWORDS)}")
     unknown = sorted(set(schema) - NOTES - KEYWORDS[kind])
     if unknown:
         raise _refused(f"{unknown[0]!r} at {where} is not supported, expected only {', '.join(sorted(KEYWORDS[kind]))} with type {kind}")
     for name in ("minimum", "maximum", "minLength", "maxLength"):
-        limit = schema.get(name)
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float))):
+        limit = schema.get(name, 0)
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)):
             raise _refused(f"{name} at {where} is {str(limit)[:40]!r}, expected a number")
     if kind == "object" and not (isinstance(schema.get("properties"), dict) and schema["properties"]):
         raise _refused(f"properties at {where} is missing or empty, expected at least one: names are laid out as they are given")
+    if kind == "object" and not _are_names(schema.get("required", []), schema["properties"]):
+        raise _refused(f"required at {where} names what is not among its properties, expected only those: all of them are written")
     if kind == "object" and schema.get("additionalProperties", False) is not False:
         raise _refused(f"additionalProperties at {where} is set, expected false: only named properties are written")
     least, most = schema.get("minItems"), schema.get("maxItems")
@@ -116,6 +122,10 @@ def _checked(schema: Any, place: str, depth: int) -> str:
     if not isinstance(choices, list) or not 0 < len(choices) <= 256:
         raise _refused(f"enum at {where} is no list of 1 to 256 values")
     return str(kind)
+
+
+def _are_names(required: Any, properties: Mapping[str, Any]) -> bool:
+    return isinstance(required, list) and all(isinstance(name, str) and name in properties for name in required)
 
 
 def _holds(value: Any, schema: Mapping[str, Any]) -> bool:

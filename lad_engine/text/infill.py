@@ -12,7 +12,7 @@ from ..errors import RequestError
 
 # In [[[8]] the first bracket is text.
 _GAP = re.compile(r"\\\[\[|\[\[(?!\[)(?P<body>.*?)\]\]|\[\[(?!\[)", re.DOTALL)
-_BODY = re.compile(r"\s*(?P<size>\d*)\s*(?::(?P<draft>.*))?", re.DOTALL)
+_BODY = re.compile(r"\s*(?P<size>\d{0,18})\s*(?::(?P<draft>.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -53,5 +53,7 @@ def _gap(body: str) -> Span:
     size = int(match["size"]) if match and match["size"] else None
     draft = match["draft"] if match and match["draft"] else ""
     if match is None or size == 0 or (size is None and not draft):
-        raise RequestError(f"infill: the gap [[{body}]] is not one, expected [[8]], [[8:words]] or [[:words]]. Write a literal [[ as \\[[.")
+        raise RequestError(
+            f"infill: the gap [[{body[:40]}]] is not one, expected [[8]], [[8:words]] or [[:words]]. Write a literal [[ as \\[[."
+        )
     return Span(draft, is_open=True, size=size)

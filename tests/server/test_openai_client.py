@@ -69,6 +69,15 @@ def test_logprobs_are_logarithms_of_confidences(client):
     assert content and all(-9999 <= token.logprob <= 0 and math.isfinite(token.logprob) for token in content)
 
 
+def test_logprobs_end_where_a_stop_string_ends_the_text(client):
+    asked = {"model": "first", "prompt": "the user is", "max_tokens": 12, "logprobs": 0, "extra_body": {"steps": 3}}
+    whole = client.completions.create(**asked)
+    tokens = [token for token in whole.choices[0].logprobs.tokens if token.isascii() and token.isprintable()]
+    answer = client.completions.create(**asked, stop=tokens[0])
+    assert answer.choices[0].finish_reason == "stop"
+    assert len(answer.choices[0].logprobs.tokens) == answer.usage.completion_tokens < whole.usage.completion_tokens
+
+
 def test_models_are_the_base_and_each_adapter(client):
     assert [model.id for model in client.models.list()][:3] == ["tiny-base", "first", "second"]
     assert client.models.retrieve("second").id == "second"
@@ -96,6 +105,8 @@ def test_models_are_the_base_and_each_adapter(client):
         ({"extra_body": {"reveal": "origin"}}, "reveal", "decodes as lad"),
         ({"extra_body": {"profile": "nope"}}, "profile", "expected one of"),
         ({"n": 2}, "n", "less than or equal to 1"),
+        ({"max_tokens": 8, "max_completion_tokens": 9}, "max_completion_tokens", "beside max_tokens"),
+        ({"stop": ""}, "stop", "stop is ''"),
         ({"tools": []}, "tools", "not a parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "text"),
         ({"stream_options": {"steps": True}}, "stream_options", "stream: true"),

@@ -12,7 +12,9 @@ from live_server import HELLO, data_of, live_server, load_engine, metric, wait_u
 
 from lad_engine.backend import Limits
 from lad_engine.errors import ConfigError
+from lad_engine.server.service import Service
 from lad_engine.server.settings import ServerSettings, read_keys
+from lad_engine.server.skeleton import ROUNDS, Skeleton
 
 CHAT = "/v1/chat/completions"
 LONG = {"messages": HELLO, "max_tokens": 400, "steps": 400, "early_stop": False}
@@ -122,6 +124,7 @@ def test_overload_says_when_to_ask_again(engine_of):
 def test_adapters_are_loaded_from_the_folder_alone(served, places, tmp_path):
     (tmp_path / "outside.safetensors").write_bytes((places[1] / "third.safetensors").read_bytes())
     (places[1] / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    (places[1] / "circle").symlink_to(places[1] / "circle")
     for path in (
         "../outside.safetensors",
         str(tmp_path / "outside.safetensors"),
@@ -130,6 +133,8 @@ def test_adapters_are_loaded_from_the_folder_alone(served, places, tmp_path):
         "",
         "a\0b",
         "missing.safetensors",
+        "a" * 300,
+        "circle",
     ):
         assert error_of(served.post("/v1/adapters", json={"name": "late", "path": path}), 400)["param"] == "path"
     done = served.post("/v1/adapters", json={"name": "second", "path": "third.safetensors"}).json()
@@ -156,6 +161,30 @@ def test_metrics_add_up(served):
     assert metric(served, "lad_requests_submitted_total") == ended + now > 0
     assert metric(served, "lad_tokens_per_pass_count") == metric(served, "lad_requests_finished_total")
     assert served.get("/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+def test_methods_that_a_client_invents_are_counted_as_one(served):
+    for method in ("BREW", "BREW2", "BREW3"):
+        error_of(served.request(method, "/health"), 405)
+    lines = [line for line in served.get("/metrics").text.splitlines() if 'status="405"' in line]
+    assert [line for line in lines if "/health" in line] == ['lad_http_responses_total{method="other",route="/health",status="405"} 3']
+
+
+def test_a_formed_answer_in_its_rounds_is_not_refused_by_a_shutdown(engine_of, monkeypatch):
+    form = {"type": "regex", "pattern": r"\d{4}-(open|closed)"}
+    with live_server(engine_of()) as client:
+        served_by, rounds = [], []
+        params = Service.params
+        monkeypatch.setattr(Service, "params", lambda self, *rest: served_by.append(self) or params(self, *rest))
+
+        def read_nothing(self, answer):
+            rounds.append(answer)
+            served_by[-1].is_draining = True
+
+        monkeypatch.setattr(Skeleton, "read", read_nothing)
+        answer = client.post(CHAT, json={"messages": HELLO, "steps": 2, "response_format": form})
+        assert error_of(answer, 422)["code"] == "format_not_met" and len(rounds) == ROUNDS
+        assert error_of(client.post(CHAT, json={"messages": HELLO}), 503)["code"] == "shutting_down"
 
 
 def test_every_response_names_its_request(served):
@@ -214,6 +243,9 @@ def test_an_edit_names_its_own_parameters(served):
         ({"infill": "the [[2]]", "instruction": "x", "max_tokens": 9}, "max_tokens"),
         ({"infill": "the [[600]]", "instruction": "x"}, "instruction"),
         ({"infill": "the [[1:many words]]", "instruction": "x"}, "infill"),
+        ({"infill": f"the [[{'9' * 5000}]]", "instruction": "x"}, "infill"),
+        ({"text": "in C:\\room and here", "spans": [{"start": 6, "end": 10}, {"start": 15, "end": 19}], "format": "raw"}, "spans"),
+        ({"text": "a [room] there", "spans": [{"start": 3, "end": 8, "keep": True}], "format": "raw", "noise_start": 0.5}, "spans"),
     ):
         assert error_of(served.post("/v1/edits", json=body), 400)["param"] == param, body
 

@@ -45,6 +45,13 @@ def test_a_text_is_valid_json_within_its_length(written, kept):
     assert skeleton.gaps[0].text == kept
 
 
+def nested(levels: int, inner: dict) -> dict:
+    """A schema of a few words for 16 ** levels values."""
+    for _ in range(levels):
+        inner = {"type": "array", "items": inner, "minItems": 16, "maxItems": 16}
+    return inner
+
+
 @pytest.mark.parametrize(
     "schema,says",
     [
@@ -54,6 +61,13 @@ def test_a_text_is_valid_json_within_its_length(written, kept):
         ({"anyOf": []}, "type at /"),
         ({"type": "object", "properties": {"a": {"const": 1}}}, "0 gaps"),
         ({"type": "integer", "minimum": "a"}, "minimum at /"),
+        ({"type": "integer", "minimum": None}, "minimum at /"),
+        ({"type": ["string", "null"]}, r"type at / is .*'string', 'null'"),
+        ({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a", "b"]}, "required at /"),
+        ({"type": "object", "properties": {"a": {"type": "string"}}, "required": [{}]}, "required at /"),
+        ({"type": "object", "properties": {"a": {"const": [1, float("inf")]}}}, "const at /a"),
+        (nested(8, {"type": "integer"}), "65 gaps or more"),
+        (nested(8, {"type": "null"}), "letters or more"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(schema, says):
