@@ -185,7 +185,10 @@ class _Evaluation:
         return (*(time for time, _ in self.plan.stages[1:] if not is_at_end(time)), self.plan.end)
 
     def _grid(self, index: int) -> Any:
-        grid = self.model.grid(self._times())
+        memory = self.state.memory
+        if memory.grid is None:
+            memory.grid = self.model.grid(self._times())
+        grid = memory.grid
         return type(grid)(*(part[index] for part in grid))
 
     def _stage(self, stage: int) -> Callable[[Tensor], Tensor] | None:

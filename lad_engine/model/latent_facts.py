@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,10 +13,13 @@ from ..errors import CheckpointError
 LABELS = "model.data_label_embedder.weight"
 EMBEDDER = "model.flow_token_embedder.embedder.layers_module.0.weight"
 FIRST_LOW_RANK = "model.layers.0.self_attn.flow_q_proj.A"
+LARGEST = 1e9
 # An absent field has this value; the published configurations all do.
 NEEDS = {
     "flow_representation_space": "mapping",
     "flow_representation_num_layers": 1,
+    "flow_representation_normalize": True,
+    "flow_representation_rescaling": "mult",
     "flow_to_lm_translation_depth": 2,
     "flow_to_lm_timestep_rescaling": 1.0,
     "preserve_behavior_at_flow_start": True,
@@ -68,8 +72,10 @@ def read_latent(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     rank = 0 if has_full_weights else shapes[FIRST_LOW_RANK][1]
     alpha, sigma = config.get("flow_lora_alpha", rank), config.get("noise_rescaling", LatentFacts.sigma)
     for name, value in (("flow_lora_alpha", alpha), ("noise_rescaling", sigma)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-            raise CheckpointError(f"{where}: {name} is {value!r}, expected a number of 0 or more. Download config.json again.")
+        # A path with weights of its own has pairs of no rank and no alpha.
+        least = 0.0 if name == "flow_lora_alpha" else math.ulp(0.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < LARGEST:
+            raise CheckpointError(f"{where}: {name} is {value!r}, expected a number above 0 and below {LARGEST:g}. Download it again.")
     if flow_width % 2:
         raise CheckpointError(f"{where}: the flow path is {flow_width} wide, expected an even number. Download the checkpoint again.")
     classes = shapes[LABELS][0] - 1 if LABELS in shapes else 0

@@ -12,9 +12,12 @@ from .kv_cache import KVCache
 from .language_model import LanguageModel
 from .latent_path import Conditions, LatentTransformer
 
+# Grids of times that are kept for whoever asks next: those of an 8B model take 24 MB each, and a request may name any end time.
+KEPT_GRIDS = 8
+
 
 class LatentModel:
-    """Implements `denoisers.latent_ode.LatentDecodable`; the flow table and what each grid makes of the path are computed once and kept.
+    """Implements `denoisers.latent_ode.LatentDecodable`; the flow table is computed once, and what a grid makes of the path is kept for a while.
 
     Raises:
         ConfigError: the weights are quantised, which the flow path shares and cannot read.
@@ -79,13 +82,20 @@ class LatentModel:
         return self._table
 
     def grid(self, times: tuple[float, ...]) -> Conditions:
-        """Return layers `[E, C, L, 6, D]` and merge `[E, C, D]` of E times, with C classes (the null one last; 1 without a table)."""
-        if times not in self._grids:
+        """Return layers `[E, C, L, 6, D]` and merge `[E, C, D]` of E times, with C classes (the null one last; 1 without a table).
+
+        The last KEPT_GRIDS are kept; who needs one for longer, as a captured step does, holds on to it.
+        """
+        if times in self._grids:
+            self._grids[times] = self._grids.pop(times)
+        else:
             device, C = self.transformer.embed.device, self.classes + 1
             t = torch.tensor(times, dtype=torch.float32, device=device).repeat_interleave(C)
             classes = torch.arange(C, device=device).repeat(len(times)) if self.classes else None
             layers, merge = self.flow_path.conditions(t, classes)
             self._grids[times] = Conditions(layers.unflatten(0, (len(times), C)), merge.unflatten(0, (len(times), C)))
+            while len(self._grids) > KEPT_GRIDS:
+                del self._grids[next(iter(self._grids))]
         return self._grids[times]
 
     def flow(

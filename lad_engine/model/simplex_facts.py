@@ -20,6 +20,7 @@ ONLY = {
     "classifier_free_simplex_inputs": False,
     "is_causal": False,
 }
+LARGEST_VALUE = 1e4
 # self_condition -> whether the previous prediction is averaged in
 SELF_CONDITIONING = {"logits_mean": True, None: False}
 
@@ -40,8 +41,8 @@ def simplex_facts(facts: ModelFacts, config: Mapping[str, Any], names: Collectio
     if mixing not in SELF_CONDITIONING:
         raise CheckpointError(f"{where}: self_condition is {mixing!r}, expected 'logits_mean' or null. Choose another model.")
     value = config.get("simplex_value", 5)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise CheckpointError(f"{where}: simplex_value is {value!r}, expected a number above 0. Correct it.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < LARGEST_VALUE:
+        raise CheckpointError(f"{where}: simplex_value is {value!r}, expected a number above 0 and below {LARGEST_VALUE:g}. Correct it.")
     has_time = TIME_EMBEDDING in names and not config.get("disable_timestep_embed", False)
     pad = config.get("pad_token_id")
     is_id = isinstance(pad, int) and not isinstance(pad, bool) and 0 <= pad < facts.vocab_size

@@ -15,7 +15,7 @@ from lad_engine.contracts import ModelFacts, RopeFacts
 from lad_engine.errors import CheckpointError, ConfigError
 from lad_engine.model.language_model import LanguageModel
 from lad_engine.model.latent_facts import LatentFacts, latent_shapes
-from lad_engine.model.latent_model import LatentModel
+from lad_engine.model.latent_model import KEPT_GRIDS, LatentModel
 from lad_engine.model.latent_path import LatentTransformer
 from lad_engine.model.precision import quantise
 from lad_engine.model.transformer import Transformer
@@ -80,7 +80,16 @@ def test_without_a_flow_path_a_base_is_no_latent_model(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("flow_representation_num_layers", 2), ("modulate_hidden_states", True), ("noise_rescaling", "loud"), ("flow_lora_alpha", -1)],
+    [
+        ("flow_representation_num_layers", 2),
+        ("flow_representation_normalize", False),
+        ("flow_representation_rescaling", "div"),
+        ("modulate_hidden_states", True),
+        ("noise_rescaling", "loud"),
+        ("noise_rescaling", 0),
+        ("noise_rescaling", float("inf")),
+        ("flow_lora_alpha", -1),
+    ],
 )
 def test_a_configuration_that_computes_something_else_is_refused_by_field(tmp_path, field, value):
     make_tiny_latent(tmp_path)
@@ -116,6 +125,12 @@ def test_flow_vectors_have_one_length_and_the_table_is_computed_once(tmp_path):
     times = (0.25, 1.0)
     assert model.grid(times) is model.grid((0.25, 1.0))
     assert model.grid(times).layers.shape == (2, 1, 2, 6, 64)
+    # A request names its own end time: what is kept of all these does not grow with them.
+    kept = model.grid(times)
+    for n in range(20):
+        model.grid((0.5, 1.0 - n / 100))
+        assert model.grid(times) is kept
+    assert len(model._grids) == KEPT_GRIDS
 
 
 @pytest.mark.parametrize("classes", [0, 3])

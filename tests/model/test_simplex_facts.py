@@ -38,6 +38,7 @@ def test_the_name_of_the_folder_says_nothing(tmp_path):
         ("self_condition_mix_before_weights", False, "self_condition_mix_before_weights is False, expected True"),
         ("is_causal", True, "is_causal is True, expected False"),
         ("simplex_value", -1, "simplex_value is -1, expected a number above 0"),
+        ("simplex_value", float("inf"), "simplex_value is inf, expected a number above 0 and below 10000"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(tmp_path, field, value, message):
