@@ -106,7 +106,8 @@ def _probability_kernel(
         if HAS_PREVIOUS:
             p += tl.exp2(_previous(previous_ptr, first, V, BLOCK) - old_top) * old_share
         offs_v = first + tl.arange(0, BLOCK)
-        tl.store(out_ptr + offs_v, p.to(out_ptr.dtype.element_ty), mask=offs_v < V)
+        # From V to the end of the row zeros, so that the product reads whole vectors.
+        tl.store(out_ptr + offs_v, p.to(out_ptr.dtype.element_ty), mask=offs_v < stride_out)
 
 
 @triton.jit
@@ -121,15 +122,16 @@ def _product_kernel(
     offs_v = tl.arange(0, BLOCK_V)
     mask_m = offs_m < N
     mask_d = offs_d < D
-    # Rows and columns beyond the end read the last one, so that only the vocabulary is masked; they are not stored.
+    # Rows beyond the end read the last one and are not stored.
     p_ptr += tl.minimum(offs_m, N - 1).to(tl.int64)[:, None] * stride_p
-    table_ptr += tl.minimum(offs_d, D - 1)[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first in tl.range(0, loop_bound(V), BLOCK_V):
-        ids = (first + offs_v).to(tl.int64)
-        mask_v = ids < V
-        p = tl.load(p_ptr + ids[None, :], mask=mask_v[None, :], other=0.0)
-        values = tl.load(table_ptr + ids[:, None] * stride_table, mask=mask_v[:, None], other=0.0)
+        ids = first + offs_v
+        # Along a row the limit is a multiple of 16 where the tensors allow it: any other would make every load one of a single value.
+        p = tl.load(p_ptr + ids[None, :], mask=(ids < stride_p)[None, :], other=0.0)
+        values = tl.load(
+            table_ptr + ids.to(tl.int64)[:, None] * stride_table + offs_d[None, :], mask=(ids < V)[:, None] & mask_d[None, :], other=0.0
+        )
         acc = tl.dot(p, values, acc, input_precision="ieee")
     out_ptrs = out_ptr + offs_m.to(tl.int64)[:, None] * stride_out + offs_d[None, :]
     tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_d[None, :])

@@ -68,8 +68,16 @@ def report(op: str, index: int, architecture: int) -> dict[str, Any]:
         **out,
         "shared_bytes": built.metadata.shared,
         "has_matrix_instruction": MATRIX_INSTRUCTION[architecture] in built.asm["ptx"],
+        "has_aligned_rows": has_aligned_rows(compilation),
+        "copies_ahead": "cp.async" in built.asm["ptx"],
         **resources(built.asm["cubin"]),
     }
+
+
+def has_aligned_rows(compilation: Compilation) -> bool:
+    """Say whether all rows that a kernel is given by pointers start at multiples of 16 elements (a stride of 1 is not a row's)."""
+    strides = [value for name, value in compilation.arguments.items() if name.startswith("stride_") and value != 1]
+    return bool(strides) and not any(stride % 16 for stride in strides)
 
 
 def resources(binary: bytes) -> dict[str, int]:
