@@ -14,11 +14,11 @@ from .contracts import Canvas, ModelFacts
 from .decoding import choose_driver, library_bytes, weight_bytes
 from .denoisers.autoregressive import AutoregressiveDecoder, AutoregressiveState
 from .denoisers.autoregressive_bucket import AutoregressiveBucket, AutoregressiveBuckets, cache_bytes
-from .errors import CaptureError, ConfigError, RequestError
+from .errors import CaptureError, ConfigError, DeviceMemoryError, RequestError
 from .model.causal_model import CausalModel
 from .model.transformer import Transformer
 from .runtime.drivers import CapturedDecode
-from .runtime.graphs import Graphs
+from .runtime.graphs import Graphs, buffer_bytes
 from .runtime.memory import HeadUse, MemoryPlan, plan_memory
 from .runtime.readout import Outcome, read_outcome
 from .runtime.runner import steps
@@ -73,10 +73,13 @@ class Continuation:
         prompts = [canvas.ids[: canvas.answer_start].tolist() for canvas in canvases]
         has_stop_words = any(one.stop for one in params)
         captured = None if has_stop_words or self.graphs is None else self._captured(prompts, params, eos_ids)
-        if captured is not None:
-            outcomes, first = self._replayed(captured)
-        else:
-            outcomes, first = self._stepped(prompts, params, eos_ids, codec)
+        try:
+            if captured is not None:
+                outcomes, first = self._replayed(captured)
+            else:
+                outcomes, first = self._stepped(prompts, params, eos_ids, codec)
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(self._plan(prompts, params, eos_ids).refusal()) from error
         timings = {"first_step_ms": (first - started) * 1e3, "total_ms": (time.perf_counter() - started) * 1e3}
         return [(outcome, canvas, timings) for outcome, canvas in zip(outcomes, canvases, strict=True)]
 
@@ -95,6 +98,12 @@ class Continuation:
             precision=self._config.precision,
             library=library_bytes(self._config),
         )
+
+    def _plan(self, prompts: list[list[int]], params: list[SamplingParams], eos_ids: tuple[int, ...]) -> MemoryPlan:
+        buckets = AutoregressiveBuckets(self._facts.max_positions)
+        state = self.decoder.lay_out(prompts, params, stop_ids=eos_ids, device="cpu")
+        bucket = buckets.bucket_of(state)
+        return self.plan_bucket(bucket, buffer_bytes(buckets, buckets.blank(bucket, state)))
 
     def _captured(self, prompts: list[list[int]], params: list[SamplingParams], eos_ids: tuple[int, ...]) -> CapturedDecode | None:
         """Return the decode of a batch on a captured bucket; None where "auto" steps down because the step cannot be captured."""

@@ -27,9 +27,14 @@ class CapturedDecode:
     def __enter__(self) -> CapturedDecode:
         captured = self._graphs.lease(self._state)
         self._enter(captured, list(range(self.requests)))
-        self._state.bounds[1] = self._floor()
-        captured.arena.load(lambda buffers: self._graphs.family.fill(buffers, self._state))
-        self._graphs.prime(captured)
+        try:
+            self._state.bounds[1] = self._floor()
+            captured.arena.load(lambda buffers: self._graphs.family.fill(buffers, self._state))
+            self._graphs.prime(captured)
+        except BaseException:
+            # Reading the prompts may need more memory than there is; nobody leaves what was never entered.
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -126,7 +126,9 @@ class Graphs:
 
     def has_smaller(self, captured: Captured) -> bool:
         """Say whether half of this bucket's rows could go on in a smaller one."""
-        return captured.rows > 1 and bool(self._free.get(self.family.smaller(captured.bucket, captured.rows // 2)))
+        bucket = self.family.smaller(captured.bucket, max(captured.rows // 2, 1))
+        # A family whose rows cannot move answers with the bucket itself, of which another may be free.
+        return bucket.rows < captured.rows and bool(self._free.get(bucket))
 
     def prime(self, captured: Captured) -> None:
         """Let the denoiser write what the first step of a loaded batch reads, where it has such a thing (`prime_`)."""

@@ -10,6 +10,7 @@ from lad_engine import Engine, SamplingParams
 from lad_engine.config import AUTOREGRESSIVE_DEFAULTS
 from lad_engine.denoisers.autoregressive import AutoregressiveDecoder
 from lad_engine.denoisers.autoregressive_bucket import AutoregressiveBuckets, cache_bytes
+from lad_engine.errors import DeviceMemoryError
 from lad_engine.model.causal_model import CausalModel
 from lad_engine.model.transformer import Transformer
 from lad_engine.model.weights import open_checkpoint
@@ -102,6 +103,41 @@ def test_an_answer_of_one_token_ends_with_its_prompt(decoder):
         outcomes = replayed(graphs, decoder, PROMPTS[:2], one, wants_loop)
         assert facts(outcomes) == facts(stepped(decoder, PROMPTS[:2], one))
         assert [outcome.nfe for outcome in outcomes] == [1, 1]
+
+
+@torch.inference_mode()
+def test_rows_that_cannot_move_stay_where_another_bucket_like_theirs_is_free(decoder):
+    graphs = graphs_of(decoder)
+    begun = [decoder.lay_out(PROMPTS, EACH, stop_ids=STOP_IDS, device="cpu") for _ in range(2)]
+    graphs.release(graphs.lease(begun[0]))
+    (captured,) = graphs._all
+    graphs.lease(begun[0])
+    graphs.release(graphs.lease(begun[1]))
+    assert len(graphs.buckets) == 2 and not graphs.has_smaller(captured)
+
+
+@torch.inference_mode()
+def test_a_bucket_whose_prompts_could_not_be_read_is_given_back(decoder, monkeypatch):
+    graphs, wanted = graphs_of(decoder), stepped(decoder, PROMPTS, EACH)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "prime_", full_memory)
+        for _ in range(2):
+            with pytest.raises(torch.OutOfMemoryError):
+                replayed(graphs, decoder, PROMPTS, EACH)
+    assert facts(replayed(graphs, decoder, PROMPTS, EACH)) == facts(wanted)
+    assert len(graphs.buckets) == 1
+
+
+@pytest.mark.parametrize("driver", ["eager", "replay", "loop"])
+def test_memory_that_runs_out_over_the_prompts_is_one_sentence(tmp_path, monkeypatch, driver):
+    engine = Engine.load(make_tiny(tmp_path, family="llama", tie=True), adapter=None, mask_token=None, driver=driver)
+    monkeypatch.setattr(AutoregressiveDecoder, "prime_", full_memory)
+    with pytest.raises(DeviceMemoryError, match=r"memory: a batch of 1 x 128 positions needs about .* Reduce the batch"):
+        engine.generate_autoregressive("the user is there", params(12))
+
+
+def full_memory(*_) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def test_an_engine_continues_by_the_driver_it_was_loaded_with(tmp_path):
