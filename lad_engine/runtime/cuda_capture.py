@@ -83,7 +83,8 @@ class CudaCapture:
         stream, main = self._capture_stream, torch.cuda.current_stream(self.device)
         graph = torch.cuda.CUDAGraph(keep_graph=self._library is not None)
         try:
-            with torch.cuda.device(self.device):
+            # The stream by name: torch leaves that of a capture current where its end fails.
+            with torch.cuda.device(self.device), torch.cuda.stream(main):
                 stream.wait_stream(main)
                 with torch.cuda.stream(stream):
                     for _ in range(WARM_UP_STEPS):
@@ -108,7 +109,9 @@ class CudaCapture:
             CaptureError: the driver refuses the graph.
         """
         assert self._library is not None, "loop: the graph was captured without keeping it"
-        loop = DecodeLoop(self._library, graph.graph.raw_cuda_graph(), state.done, state.step, state.bounds)
+        # The library makes the state's device current, and nobody else's may stay changed.
+        with torch.cuda.device(self.device):
+            loop = DecodeLoop(self._library, graph.graph.raw_cuda_graph(), state.done, state.step, state.bounds)
 
         def launch() -> None:
             with torch.cuda.device(self.device):

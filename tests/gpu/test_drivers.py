@@ -137,6 +137,14 @@ def test_rows_move_to_a_smaller_bucket_and_keep_their_tokens(denoisers, library)
             assert alone.outcome(0).token_ids == results[0][row].token_ids
 
 
+def test_a_step_that_reads_on_the_host_is_refused_and_leaves_the_stream_as_it_was():
+    backend, x, before = CudaCapture("cuda"), torch.ones((), device="cuda"), torch.cuda.current_stream()
+    with pytest.raises(CaptureError, match="the step cannot be captured"):
+        backend.capture(lambda: x.item(), None)
+    assert torch.cuda.current_stream() == before
+    assert float(x + 1) == 2
+
+
 def test_an_engine_gives_the_same_answers_by_every_driver_and_swaps_adapters_in_place(base, tmp_path, library):
     first = write_adapter(base, tmp_path / "first.safetensors")
     second = write_adapter(base, tmp_path / "second.safetensors", seed=9)
