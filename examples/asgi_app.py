@@ -47,7 +47,12 @@ class App:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
-        self.backend = AsyncEngine(await asyncio.to_thread(self._load), self._limits)
+        try:
+            self.backend = AsyncEngine(await asyncio.to_thread(self._load), self._limits)
+        except LadError as error:
+            # Said, not raised: a server takes an exception here for an application without a start, and serves it.
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.backend.close()
@@ -57,7 +62,7 @@ class App:
         try:
             asked = json.loads(await _body(receive))
             handle = self.backend.submit(asked.pop("prompt"), self.backend.engine.sampling(**asked))
-        except (ValueError, KeyError, TypeError, AttributeError, ConfigError, RequestError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError, RequestError) as error:
             await _send_json(send, 400, {"error": str(error)})
             return
         except OverloadError as error:

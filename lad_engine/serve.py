@@ -94,8 +94,14 @@ def run(arguments: argparse.Namespace) -> int:
             proxy_headers=False,
         )
     )
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         asyncio.run(server.serve())
+    except KeyboardInterrupt:
+        log.info("stopped")
+    except SystemExit as error:
+        # uvicorn's word for a start that failed; its log line says of what.
+        address = f"{settings.host}:{settings.port}"
+        raise ConfigError(f"serve: {address} cannot be listened at, expected a free address of this machine. Choose another.") from error
     return 0 if server.started else 2
 
 

@@ -155,6 +155,7 @@ async function generate() {
   find("go").disabled = true;
   find("stop").disabled = false;
   const pause = Number(find("pause").value) * 1000;
+  const prompt = find("prompt").value;
   let text = "";
   try {
     for await (const event of events(request(), find("key").value, running.signal)) {
@@ -165,7 +166,8 @@ async function generate() {
       for (const choice of event.choices ?? []) text += choice.delta.content ?? "";
       if (event.lad) view.finish(text, event.lad);
     }
-    if (isAdvanced && find("talk").checked) remember(find("prompt").value, text);
+    // A turn without words would be refused with every later request.
+    if (isAdvanced && find("talk").checked && text) remember(prompt, text);
   } catch (error) {
     if (error.name === "AbortError") view.stopped();
     else view.fail(error.message);
@@ -183,7 +185,8 @@ function remember(prompt, answer) {
     item.textContent = `${turn.role}: ${turn.content}`;
     find("turns").append(item);
   }
-  find("prompt").value = "";
+  // The next one may be in it already.
+  if (find("prompt").value === prompt) find("prompt").value = "";
 }
 
 function sleep(ms, signal) {

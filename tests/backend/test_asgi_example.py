@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from backend_kit import check_nothing_left, tiny_engine, until
 
-from lad_engine import Limits
+from lad_engine import Engine, Limits
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,7 @@ def test_bad_requests_and_overload_are_told_apart(app):
             (b'{"steps": 3}', "prompt"),
             (b'{"prompt": "x", "stepz": 3}', "stepz"),
             (b"[1]", ""),
+            (b"[" * 100_000, "recursion"),
         ):
             client = Client(app, "POST", "/answer", body)
             await client.task
@@ -117,3 +118,16 @@ def test_bad_requests_and_overload_are_told_apart(app):
         await until(lambda: app.backend.stats().cancelled == 2)
 
     run(app, scenario)
+
+
+def test_an_engine_that_cannot_be_loaded_stops_the_server(example, tmp_path):
+    told: list[dict] = []
+
+    async def receive():
+        return {"type": "lifespan.startup"}
+
+    async def send(message):
+        told.append(message)
+
+    asyncio.run(example.App(lambda: Engine.load(tmp_path / "nothing"))({"type": "lifespan"}, receive, send))
+    assert [message["type"] for message in told] == ["lifespan.startup.failed"] and "nothing" in told[0]["message"]

@@ -70,6 +70,25 @@ def test_a_wrong_value_is_said_and_the_next_request_works(page):
     assert page.inner_text("#error") == ""
 
 
+def test_the_conversation_keeps_what_was_asked_and_what_is_typed_meanwhile(page, served):
+    page.goto(f"{served.base_url}/advanced")
+    wait_until(lambda: page.locator("#set-steps").count() == 1)
+    page.click("summary >> nth=0")
+    for name, value in {"set-steps": "4", "set-max_new_tokens": "4", "pause": "0.3", "prompt": "the user is"}.items():
+        page.fill(f"#{name}", value)
+    page.uncheck("#set-early_stop")
+    page.check("#talk")
+    page.click("#go")
+    wait_until(lambda: page.locator(".token").count() > 0)
+    page.fill("#prompt", "and the next")
+    wait_until(lambda: page.locator("#turns li").count() == 2)
+    assert page.inner_text("#turns li >> nth=0") == "user: the user is" and page.input_value("#prompt") == "and the next"
+    page.fill("#set-eos_bias", "-10000")
+    page.click("#go")
+    wait_until(lambda: "empty" in page.inner_text("#answer"))
+    assert page.locator("#turns li").count() == 2, "an empty answer is no turn"
+
+
 def test_a_phone_needs_no_sideways_scrolling(page, served):
     page.set_viewport_size({"width": 360, "height": 740})
     for path in ("/", "/advanced"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 
 import httpx
 from live_server import HELLO, data_of, server_process
@@ -28,6 +29,14 @@ def test_sigterm_drains(places):
         assert "draining" in [line["message"] for line in logged]
         requests = [line for line in logged if line["message"] == "request"]
         assert requests[-1]["status"] == 200 and requests[-1]["nfe"] == 60 and "the user is in" not in json.dumps(logged)
+
+
+def test_an_address_in_use_is_one_sentence(capsys, places, monkeypatch):
+    monkeypatch.setattr(serve, "_log_json", lambda level: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert serve.main(["--port", port, "--model", str(places[0]), "--adapter", "none", "--threads", "1"]) == 2
+    assert f"error: serve: 127.0.0.1:{port} cannot be listened at" in capsys.readouterr().err
 
 
 def test_wrong_arguments_are_one_sentence(capsys, tmp_path):
