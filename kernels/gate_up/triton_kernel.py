@@ -1,6 +1,7 @@
 """A GEMM whose programs own the same columns of gate and up, so that SwiGLU is its epilogue and the two products never reach memory.
 
-Tiles are read through tensor descriptors (TMA from sm_90 on, ordinary loads before): no address arithmetic in the loop, no masks.
+Tiles are read through tensor descriptors: no address arithmetic in the loop, no masks. They are TMA's from sm_90 on; before, they become
+loads of single values, so that fixed tiles come from two steps there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..ahead_of_time import ARCHITECTURES, Compilation
 from ..attention.triton_kernel import architecture_of
 from ..device_math import loop_bound
+from ..lora_linear.triton_kernel import lora_linear
+from ..swiglu.triton_kernel import swiglu
 from ..tile_table import check_names
 from .reference import check_widths
 
@@ -110,7 +113,11 @@ def gate_up(x: Tensor, weight: Tensor) -> Tensor:
 def invariant(x: Tensor, weight: Tensor) -> Tensor:
     """Contract of the reference; a row has the same bits whatever rows are beside it."""
     check_widths(x, weight)
-    return _launch(x, weight, fixed_config(weight.shape[0] // 2, *_target(x)))
+    element_bytes, architecture = _target(x)
+    if architecture < 90:
+        # Without TMA a descriptor is read one value at a time; the other fixed tiles are copied ahead of their products.
+        return swiglu(lora_linear(x, weight))
+    return _launch(x, weight, fixed_config(weight.shape[0] // 2, element_bytes, architecture))
 
 
 def configured(config: Mapping[str, int]) -> Callable[..., Tensor]:

@@ -49,6 +49,14 @@ def test_fixed_tiles_give_a_row_the_same_bits_whatever_is_beside_it(device):
         assert torch.equal(kernel.invariant(case["x"][start:stop], case["weight"]), whole[start:stop])
 
 
+def test_without_tma_fixed_tiles_take_two_steps_and_any_width(device, monkeypatch):
+    monkeypatch.setattr(kernel, "architecture_of", lambda _: 80)
+    monkeypatch.setattr(kernel, "_launch", lambda *_: pytest.fail("read through a descriptor"))
+    case = make(device, 40, 123, 70)
+    assert_parity("gate_up=triton", kernel.invariant, gate_up, case)
+    assert torch.equal(kernel.invariant(case["x"][5:6], case["weight"]), kernel.invariant(**case)[5:6])
+
+
 def test_rows_no_descriptor_takes_are_refused_with_the_way_out(device):
     case = make(device, 2, 123, 8)
     with pytest.raises(ValueError, match=r"rows are 492 bytes, expected a multiple of 16\. Use --ops gate_up=cublas\."):
