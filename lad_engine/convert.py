@@ -18,14 +18,14 @@ from .adapters.pickled_model import holds_pickled_model, write_unpickled_model
 from .adapters.reader import PICKLE_ENDINGS, read_adapter
 from .adapters.single_file import DTYPES, save_single_file
 from .adapters.write_peft import write_peft_folder
-from .errors import AdapterError, LadError
+from .errors import AdapterError
 from .model.weights import open_checkpoint
 from .profiles import profile_names
 from .terminal.arguments import SentenceParser
+from .terminal.outcome import FAILURES, INTERRUPTED, refused
 from .text.prompts import FORMATS
 
 FORMS = ("single", "peft", "full")
-INTERRUPTED = 130
 # options that replace a recorded fact: (option, fact)
 FACTS = (
     ("name", "name"),
@@ -44,9 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 with one sentence on standard error for anything the caller can cause)."""
     try:
         print(convert(_parser().parse_args(arguments)))
-    except LadError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except FAILURES as error:
+        return refused(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from .config import EngineConfig
 from .engine import Engine
-from .errors import ConfigError, LadError
+from .errors import ConfigError
 from .evaluation.conditions import ADAPTER_SETTINGS, GREEDY, SAMPLED, TASK_SETTINGS, Condition
 from .evaluation.judge import Judge
 from .evaluation.ledger import Ledger
@@ -29,6 +29,7 @@ from .evaluation.tasks import TASKS
 from .profiles import load_profile
 from .terminal.arguments import sampling_settings
 from .terminal.evaluation import parse_evaluation
+from .terminal.outcome import FAILURES, INTERRUPTED, refused
 from .terminal.progress import LoadProgress, notes_on, quiet_libraries
 
 
@@ -42,12 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with quiet_libraries(), notes_on(stderr):
             run_evaluation(arguments, stderr)
         return 0
-    except LadError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except FAILURES as error:
+        return refused(error)
     except KeyboardInterrupt:
         print("\nInterrupted; what is finished is kept, the same command goes on from there.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def shown_command(words: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +19,12 @@ import lad_engine
 
 from .config import PRECISIONS, SamplingParams
 from .contracts import GenerationResult, StepEvent
-from .errors import ConfigError, LadError, RequestError
+from .errors import ConfigError, RequestError
 from .profiles import load_profile, profile_meanings, profile_params
 from .terminal.arguments import as_flag, parse, sampling_settings
 from .terminal.autoregressive import autoregressive_params
 from .terminal.live import CanvasPainter, LiveView, printable
+from .terminal.outcome import FAILURES, INTERRUPTED, refused
 from .terminal.progress import LoadProgress, notes_on, quiet_libraries
 from .terminal.replay import painter_of, played
 from .terminal.requests import read_prompts
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 SEPARATOR = "---"
-INTERRUPTED, BROKEN_PIPE = 130, 141
 
 Load = Callable[..., "Engine"]
 
@@ -51,15 +50,10 @@ def main(argv: Sequence[str] | None = None, load: Load | None = None) -> int:
     stdout, stderr = Console(file=sys.stdout), Console(file=sys.stderr)
     try:
         return run(parse(argv), stdout, stderr, load)
-    except LadError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except FAILURES as error:
+        return refused(error)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
 
 
 def run(arguments: argparse.Namespace, stdout: Console, stderr: Console, load: Load | None = None) -> int:
@@ -121,7 +115,8 @@ def replay(arguments: argparse.Namespace, screen: Screen) -> None:
     """Play a trace: live on a terminal, else print the answers it ended with."""
     if _has_prompt(arguments):
         raise ConfigError("--replay plays what was recorded and a prompt is given too, expected one of them. Leave one out.")
-    if arguments.replay_speed <= 0:
+    # Also what is no number at all.
+    if not arguments.replay_speed > 0:
         raise ConfigError(f"replay-speed is {arguments.replay_speed:g}, expected more than 0.")
     sequences = read_trace(arguments.replay)
     titles = [str(sequence.header["prompt"].get("text", "")) for sequence in sequences]

@@ -83,6 +83,8 @@ def adapt(transformer: Transformer, adapter: Adapter, config: EngineConfig) -> N
 def mask_id_of(codec: TextCodec, config: EngineConfig, facts: ModelFacts) -> int | None:
     """Return the id of a hidden position: the checkpoint's own, else its tokenizer's, else the token the operator named."""
     if facts.decoding == "latent_ode":
+        if config.mask_token not in (None, EngineConfig.mask_token):
+            raise ConfigError(f"mask_token is given, but this checkpoint decodes as {facts.decoding}, which hides nothing. Leave it out.")
         # It writes from left to right: nothing is hidden from it, and what is not written yet is no token.
         return NO_TOKEN
     if facts.decoding != "lad" and config.mask_token == EngineConfig.mask_token:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from .adapters.reader import read_adapter
 from .adapters.whole_files import whole_file
-from .errors import ConfigError, LadError, TrainingError
+from .errors import ConfigError, TrainingError
 from .model.backbones import backbone_of
 from .model.language_model import LanguageModel
 from .model.weights import Checkpoint, open_checkpoint
@@ -25,6 +25,7 @@ from .ops import select_ops
 from .placement import native_dtype, resolve_device
 from .profiles import load_profile
 from .terminal.arguments import SentenceParser
+from .terminal.outcome import FAILURES, INTERRUPTED, refused
 from .terminal.progress import LoadProgress
 from .text.codec import load_tokenizer
 from .training.checkpoint import list_checkpoints
@@ -48,12 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(arguments)
         config = _load_config(options)
         return _run(config, options)
-    except LadError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except FAILURES as error:
+        return refused(error)
     except KeyboardInterrupt:
         print("Stopped before training began; nothing was written.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -89,6 +89,10 @@ def _load_config(options: argparse.Namespace) -> TrainConfig:
             stored = json.loads((run / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise TrainingError(f"resume: {run} holds no run ({error}). Give --output of an earlier run, or leave out --resume.") from error
+        if not isinstance(stored, dict):
+            raise TrainingError(
+                f"resume: {run / 'config.json'} is a JSON {type(stored).__name__}, expected the settings of a run. Start anew."
+            )
         return TrainConfig.from_mapping({**stored, **flags})
     return TrainConfig.load(options.config, flags)
 

@@ -28,6 +28,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir():
         raise AdapterError(f"{path}: is a folder, expected a file name to write to. Give a name ending in .safetensors.")
+    if path.exists() and not path.is_file():
+        # A device would be replaced by a file of its name.
+        raise AdapterError(f"{path}: is no regular file, expected one or a new name. Choose another.")
     temporary = _beside(path, "part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,8 @@ SHARED = ("solver", "steps", "flow_end", "flow_estimate", "flow_tolerance")
 class Memory:
     """Keys and values of a batch, allocated where it is first decoded, beside the buffers that requests are copied into.
 
-    grid: what the times of its plan make of the flow path, which a captured step reads where it lies. prompt_lengths: of the requests in it; is_read: whether their prompts are in the cache.
+    grid: what the times of its plan make of the flow path, which a captured step reads where it lies.
+    prompt_lengths: of the requests in it; is_read: whether their prompts are in the cache.
     """
 
     def __init__(self, prompt_lengths: tuple[int, ...] = ()) -> None:

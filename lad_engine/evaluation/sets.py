@@ -86,5 +86,12 @@ def _example(row: Any, where: str) -> Example:
     known = ("id", "prompt", "choices", "label", "answers")
     if not isinstance(row, Mapping) or not all(isinstance(row.get(name), str) for name in ("id", "prompt")):
         raise ConfigError(f"data: {where} is no example, expected an object with id and prompt. Correct it.")
+    listed = {name: row.get(name, ()) for name in ("choices", "answers")}
+    for name, values in listed.items():
+        if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
+            raise ConfigError(f"data: {where}: {name} is {values!r}, expected a list of texts. Correct it.")
+    label, count = row.get("label"), len(listed["choices"])
+    if count and (isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < count):
+        raise ConfigError(f"data: {where}: label is {label!r}, expected the place of the right choice, 0 to {count - 1}. Correct it.")
     more = {name: value for name, value in row.items() if name not in known}
-    return Example(row["id"], row["prompt"], tuple(row.get("choices", ())), row.get("label"), tuple(row.get("answers", ())), more)
+    return Example(row["id"], row["prompt"], tuple(listed["choices"]), label, tuple(listed["answers"]), more)

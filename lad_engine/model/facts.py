@@ -13,6 +13,8 @@ from .layouts import plain_config
 
 # model_type in config.json -> whether q, k and v always carry biases; SmolLM2 calls itself llama
 FAMILIES = {"llama": False, "mistral": False, "qwen2": True, "gpt2": True, "llada": False, "Dream": True}
+# A larger size, id or number only means that the file is damaged.
+LARGEST, FINITE = 2**31 - 1, 1e30
 ROPE_KINDS = ("default", "linear", "llama3")
 ACTIVATIONS = ("silu", "swish")
 
@@ -43,7 +45,7 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}). Check its permissions.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON ({error}). Download it again.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected a JSON object. Download it again.")
@@ -53,7 +55,7 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
 def facts_from_config(config: Mapping[str, Any], generation: Mapping[str, Any], *, where: str, name: str) -> ModelFacts:
     """Turn the fields of config.json (and of generation_config.json, for its end tokens) into ModelFacts."""
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise CheckpointError(
             f"{where}: model_type is {family!r}, expected one of {', '.join(FAMILIES)}. Choose a model of these families."
         )
@@ -99,7 +101,8 @@ def names_mask_token(folder: Path) -> bool:
 
 def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
     if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+        given = config["quantization_config"]
+        method = given.get("quant_method", "unknown") if isinstance(given, Mapping) else given
         raise CheckpointError(
             f"{where}: weights are quantised ({method}), expected float32, float16 or bfloat16. Use the original model or a GGUF."
         )
@@ -153,7 +156,7 @@ def _size(config: Mapping[str, Any], field: str, where: str, default: int | None
         value = default
     if value is None:
         raise CheckpointError(f"{where}: {field} is missing, expected a positive integer. Download config.json again.")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
         raise CheckpointError(f"{where}: {field} is {value!r}, expected a positive integer. Download config.json again.")
     return value
 
@@ -162,7 +165,7 @@ def _number(config: Mapping[str, Any], field: str, where: str, default: float | 
     value = config.get(field)
     if value is None and default is not None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < FINITE:
         got = "missing" if value is None else repr(value)
         raise CheckpointError(f"{where}: {field} is {got}, expected a number above 0. Download config.json again.")
     return float(value)
@@ -171,7 +174,7 @@ def _number(config: Mapping[str, Any], field: str, where: str, default: float | 
 def _token_ids(config: Mapping[str, Any], field: str, where: str) -> list[int]:
     value = config.get(field)
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+    if any(isinstance(i, bool) or not isinstance(i, int) or i > LARGEST for i in ids):
         raise CheckpointError(f"{where}: {field} is {value!r}, expected a token id or a list of them. Download config.json again.")
     # some exporters write -1 for "there is none"
     return [i for i in ids if i >= 0]

@@ -17,7 +17,8 @@ KEPT_GRIDS = 8
 
 
 class LatentModel:
-    """Implements `denoisers.latent_ode.LatentDecodable`; the flow table is computed once, and what a grid makes of the path is kept for a while.
+    """Implements `denoisers.latent_ode.LatentDecodable`; the flow table is computed once, and what a grid
+    makes of the path is kept for a while.
 
     Raises:
         ConfigError: the weights are quantised, which the flow path shares and cannot read.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..config import DTYPES, PRECISIONS
 from ..errors import ConfigError
@@ -61,6 +63,8 @@ def _checked(arguments: argparse.Namespace) -> argparse.Namespace:
         raise ConfigError("evaluate: expected one of --tasks, --tune-profile and --samples. Give one; see --help.")
     if not arguments.tune_profile and arguments.out is None:
         raise ConfigError("evaluate: --out is not given, expected a file to write to. Give --out results.json.")
+    if arguments.out is not None:
+        _check_place(Path(arguments.out))
     if (arguments.tune_profile or arguments.samples or "open" in arguments.tasks) and arguments.prompts is None:
         raise ConfigError("evaluate: --prompts is not given, expected a file with one prompt per line. Give --prompts FILE.")
     for name, accepted in (("baselines", ("greedy", "sampled", "none")), ("scoring", ("generation", "likelihood"))):
@@ -72,6 +76,15 @@ def _checked(arguments: argparse.Namespace) -> argparse.Namespace:
         if value is not None and value < 1:
             raise ConfigError(f"{name.replace('_', '-')} is {value}, expected 1 or more.")
     return arguments
+
+
+def _check_place(out: Path) -> None:
+    """Raise ConfigError where nothing can be written at `out`: hours of measuring come before it is."""
+    if not out.name or out.is_dir():
+        raise ConfigError(f"out: {out} is a folder, expected a file. Name a file in it.")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ConfigError(f"out: nothing can be written in {folder}, expected a folder that can be. Choose another --out.")
 
 
 def _names(text: str) -> tuple[str, ...]:

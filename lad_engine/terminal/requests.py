@@ -69,7 +69,7 @@ def _decoded(data: bytes, where: str) -> str:
 def _object(line: str) -> dict[str, object]:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"it is not JSON ({error}), expected an object, as the first line is one. Correct it.") from error
     if not isinstance(value, dict):
         raise RequestError(f"it is a JSON {type(value).__name__}, expected an object. Correct it.")

@@ -20,6 +20,14 @@ from ..text.prompts import Prompt
 from .requests import read_text
 
 FORMAT, VERSION = "lad-trace", 1
+# A letter no UTF-8 holds (of a folder's name, say) becomes its JSON escape.
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
+# What is read of each record when a trace is played.
+NEEDED: dict[str, dict[str, Any]] = {
+    "header": {"index": int, "prompt": dict, "mask_id": int, "eos_ids": list},
+    "step": {"index": int, "step": int, "steps": int, "elapsed_ms": (int, float), "token_ids": list, "confidences": list, "status": list},
+    "result": {"text": str, "nfe": int, "steps": int, "stopped_early": bool, "timings": dict},
+}
 EVENT_FIELDS = tuple(event_field.name for event_field in dataclasses.fields(StepEvent))
 
 
@@ -63,7 +71,7 @@ class TraceWriter:
     def __enter__(self) -> TraceWriter:
         check_writable(self._path)
         try:
-            self._file = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.part").open("x", encoding="utf-8")
+            self._file = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.part").open("x", **TEXT)
         except OSError as error:
             raise _unwritable(self._path, error) from error
         return self
@@ -138,7 +146,7 @@ def read_trace(path: str | Path) -> list[TracedSequence]:
         try:
             record = json.loads(line)
             _take(record, sequences)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RequestError(f"--replay: {path}, line {number} is no trace record ({error}), expected a file --trace wrote.") from error
     if not any(sequence.events for sequence in sequences.values()):
         raise RequestError(f"--replay: {path} holds no steps, expected a file --trace wrote.")
@@ -149,6 +157,9 @@ def check_writable(path: Path) -> None:
     """Raise RequestError where no file can be written at `path`; called before anything slow is done."""
     if path.is_dir():
         raise RequestError(f"--trace: {path} is a folder, expected a file. Name a file in it.")
+    if path.exists() and not path.is_file():
+        # A device would be replaced by a file of its name.
+        raise RequestError(f"--trace: {path} is no regular file, expected one or a new name. Choose another.")
     if not path.parent.is_dir():
         raise RequestError(f"--trace: the folder {path.parent} does not exist, expected one. Make it first.")
     if not os.access(path.parent, os.W_OK):
@@ -157,6 +168,9 @@ def check_writable(path: Path) -> None:
 
 def _take(record: dict[str, Any], sequences: dict[int, TracedSequence]) -> None:
     kind, index = record["type"], record["index"]
+    for name, needed in NEEDED.get(kind, {}).items():
+        if not isinstance(record[name], needed):
+            raise TypeError(f"{name} is {record[name]!r}")
     if kind == "header":
         if record["format"] != FORMAT or record["version"] != VERSION:
             raise ValueError(f"format {record['format']} {record['version']}, expected {FORMAT} {VERSION}")

@@ -35,7 +35,8 @@ class ChatTemplate:
                 documents=None,
                 **self._special_tokens,
             )
-        except jinja2.TemplateError as error:
+        # A template is a small program of the checkpoint's, so its own mistakes end here too.
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise RequestError(
                 f"chat format: the model's template refuses these messages: {error}. Change the roles or use format raw."
             ) from error

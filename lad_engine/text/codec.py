@@ -153,7 +153,10 @@ def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
 def _chat_source(folder: Path, settings: Mapping[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"tokenizer: {file} cannot be read ({error}), expected Jinja in UTF-8. Fetch it again.") from error
     source = settings.get("chat_template")
     if isinstance(source, list):
         # Several named templates: the one called default is the conversation's.

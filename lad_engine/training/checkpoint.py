@@ -26,19 +26,25 @@ def save_checkpoint(
     """Write `run/checkpoints/step-<step>` and remove all but the last `keep_last`; an interrupted write leaves only a hidden folder.
 
     state: plain JSON values (counters, data position, config). The torch CPU generator (and the CUDA one) is stored too.
+    Raises:
+        TrainingError: the folder cannot be written, or the disk is full.
     """
     folder = run / "checkpoints" / f"step-{step:08d}"
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     named = trainable.named()
-    save_file({name: p.detach().cpu().contiguous() for name, p in named.items()}, partial / "trainable.safetensors")
     kept = {f"{key}/{name}": optimizer.state[p][key] for name, p in named.items() if p in optimizer.state for key in MOMENTS}
     moments = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
-    save_file({**moments, **_generators()}, partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    try:
+        partial.mkdir(parents=True)
+        save_file({name: p.detach().cpu().contiguous() for name, p in named.items()}, partial / "trainable.safetensors")
+        save_file({**moments, **_generators()}, partial / "optimizer.safetensors")
+        (partial / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TrainingError(f"output: {folder} cannot be written ({reason}). Make room and go on with --resume.") from error
     for old in list_checkpoints(run)[:-keep_last]:
         shutil.rmtree(old, ignore_errors=True)
     return folder

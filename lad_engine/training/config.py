@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ..config import MOST_THREADS
 from ..errors import ConfigError
 from ..families import DEFAULT_PROFILES
 
@@ -208,6 +209,13 @@ def _check(c: TrainConfig) -> None:
     for name in ("learning_rate", "clip"):
         if not (math.isfinite(getattr(c, name)) and getattr(c, name) > 0):
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, expected a number above 0.")
+    for name, most in (("seed", 2**63 - 1), ("threads", MOST_THREADS)):
+        if getattr(c, name) is not None and getattr(c, name) > most:
+            raise ConfigError(f"config: {name} is {getattr(c, name)}, expected at most {most}.")
+    if c.threads is not None and c.threads < 1:
+        raise ConfigError(f"config: threads is {c.threads}, expected 1 or more.")
+    if c.alpha is not None and not (math.isfinite(c.alpha) and c.alpha > 0):
+        raise ConfigError(f"config: alpha is {c.alpha!r}, expected a number above 0.")
     for name in ("weight_decay", "tail_power", "eos_pads", "warmup_steps", "val_examples", "seed", "anneal_steps", "flow_classes"):
         if not (math.isfinite(getattr(c, name)) and getattr(c, name) >= 0):
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, expected 0 or more.")

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import TrainingError
 from ..text.codec import TextCodec
 from ..text.formats import PromptDefaults, prompt_ids
-from ..text.prompts import Prompt
+from ..text.prompts import Prompt, is_unicode
 
 REPORT_EVERY = 2048
 
@@ -115,14 +115,18 @@ def read_rows(source: Source) -> Iterator[dict[str, Any]]:
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TrainingError(f"data: {where} is not JSON ({error.msg}). Correct or remove it.") from error
+    except (ValueError, RecursionError) as error:
+        raise TrainingError(f"data: {where} is not JSON ({getattr(error, 'msg', error)}). Correct or remove it.") from error
     return _checked(row, where)
 
 
 def _checked(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict) or not isinstance(row.get("instruction"), str) or not isinstance(row.get("output"), str):
         raise TrainingError(f'data: {where} lacks text fields, expected an object with "instruction", "output" and perhaps "input".')
+    for name in ("instruction", "input", "output"):
+        text = row.get(name)
+        if text is not None and not (isinstance(text, str) and is_unicode(text)):
+            raise TrainingError(f"data: {where}: {name} is {text!r}, expected text that UTF-8 can hold. Correct or remove it.")
     return row
 
 

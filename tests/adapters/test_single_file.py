@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +146,11 @@ def test_nothing_else_is_overwritten(adapter: Adapter, tmp_path: Path) -> None:
         write_peft_folder(tmp_path / "notes", adapter)
     with pytest.raises(AdapterError, match="is a folder"):
         save_single_file(tmp_path / "notes", adapter)
+    # A pipe or a device would be replaced by a file of its name.
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(AdapterError, match="pipe: is no regular file"):
+        save_single_file(tmp_path / "pipe", adapter)
+    (tmp_path / "pipe").unlink()
     with pytest.raises(AdapterError, match="bfloat16, float32"):
         save_single_file(tmp_path / "x.safetensors", adapter, dtype="int8")
     with pytest.raises(AdapterError, match="cannot be stored"):

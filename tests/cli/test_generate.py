@@ -225,6 +225,14 @@ REFUSED = {
     "replay of nothing": (["--replay", "TMP/none"], "cannot be read"),
     "replay of something else": (["--replay", "TMP/broken"], "line 1 is no trace record"),
     "replay of a new prompt": (["a", "--replay", "TMP/broken"], "--replay plays what was recorded"),
+    "a name too long for a file": (["--prompts", "x" * 300], "cannot be used (File name too long), expected a place to read and write"),
+    "a trace too long for a file": (["a", "--trace", "x" * 300], "File name too long"),
+    "trace over a device": (["a", "--trace", os.devnull], "is no regular file"),
+    "more steps than a table holds": (["a", "--steps", str(10**12)], "steps is 1000000000000, expected an integer of at most 65536"),
+    "more candidates than a number holds": (["a", "--top-k", str(10**20)], "expected an integer of at most 2147483647"),
+    "a line of brackets": (["--prompts", "TMP/deep"], "line 2: it is not JSON"),
+    "replay of brackets": (["--replay", "TMP/brackets"], "line 1 is no trace record"),
+    "replay at no speed": (["--replay", "TMP/broken", "--replay-speed", "nan"], "replay-speed is nan"),
     "replay backwards": (["--replay", "TMP/broken", "--replay-speed", "-1"], "replay-speed is -1"),
 }
 
@@ -234,7 +242,8 @@ def test_what_the_caller_got_wrong_is_one_sentence_and_exit_code_2(case, tmp_pat
     argv, message = REFUSED[case]
     files = {
         "empty": b"\n \n", "bytes": b"a\xff", "broken": b'{"prompt": "a"}\n{"prompt": \n', "list": b'{"prompt": "a"}\n["b"]\n',
-        "field": b'{"pormpt": "a"}\n',
+        "field": b'{"pormpt": "a"}\n', "deep": b'{"prompt": "a"}\n' + b"[" * 100_000,
+        "brackets": b"[" * 100_000,
     }  # fmt: skip
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -259,6 +268,27 @@ def test_errors_of_the_engine_end_in_one_line(failure, capsys, tmp_path):
 def test_an_interrupt_leaves_nothing_and_exits_with_130(capsys, tmp_path):
     assert run("a", "--trace", tmp_path / "trace", engine=FakeEngine(fails=KeyboardInterrupt(), after=2)) == 130
     assert list(tmp_path.iterdir()) == [] and "Traceback" not in capsys.readouterr().err
+
+
+def test_too_little_memory_is_one_sentence(capsys):
+    assert run("a", engine=FakeEngine(fails=MemoryError("9 TiB"), after=1)) == 2
+    assert capsys.readouterr().err.startswith("error: memory: there is too little (9 TiB)")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_one_sentence_and_nothing_more_at_the_end():
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "lad_engine.generate", "--list-profiles"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: output: cannot be used (No space left on device)")
+
+
+def test_what_utf8_cannot_hold_goes_through_a_trace(tmp_path, capsys):
+    assert run("a", "--stop", "\udcff", "--trace", tmp_path / "trace") == 0
+    header = json.loads((tmp_path / "trace").read_text(encoding="utf-8").splitlines()[0])
+    assert header["settings"]["stop"] == ["\udcff"]
+    assert generate.main(["--replay", str(tmp_path / "trace")]) == 0
 
 
 def test_help_imports_neither_torch_nor_transformers():

@@ -49,6 +49,7 @@ def test_drivers_and_solvers_are_flags(folder, capsys):
     [
         (("--noise-start", "0.5"), "noise_start is given, but this checkpoint decodes as latent_ode"),
         (("--reveal", "confidence"), "reveal is given, but this checkpoint decodes as latent_ode"),
+        (("--mask-token", "an"), "mask_token is given, but this checkpoint decodes as latent_ode, which hides nothing"),
         (("--draft", "an"), "the answer holds given text"),
         (("--flow-label", "2"), "flow_label is 2, expected 0 to 1"),
         (("--flow-power", "1"), "flow_power is 1.0, expected it only with flow_temperature above 0"),

@@ -101,6 +101,10 @@ def test_a_cut_off_or_foreign_file_is_refused(trace, tmp_path, capsys):
         (lines[0], "holds no steps"),
         (lines[0].replace('"version": 1', '"version": 9'), "line 1 is no trace record (format lad-trace 9"),
         ("[]", "line 1 is no trace record"),
+        (lines[0].replace('"prompt":', '"said":'), "line 1 is no trace record ('prompt')"),
+        (lines[0].replace('"index": 0', '"index": "one"'), "line 1 is no trace record (index is 'one')"),
+        ("\n".join(lines).replace('"elapsed_ms": ', '"elapsed_ms": "soon", "at": '), "is no trace record (elapsed_ms is 'soon')"),
+        ("\n".join(lines).replace('"timings":', '"times":'), "is no trace record ('timings')"),
         ("", "holds no steps"),
     ):
         (tmp_path / "other").write_text(content)

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from lad_engine.engine import Engine
+from lad_engine.errors import ConfigError
 from lad_engine.evaluate import main
 from lad_engine.evaluation import conditions
 from lad_engine.evaluation.hub_sets import HUB_SETS
 from lad_engine.evaluation.ledger import Ledger
 from lad_engine.evaluation.profile_search import choose
-from lad_engine.evaluation.sets import Example, read_questions, subset
+from lad_engine.evaluation.sets import Example, load_set, read_questions, subset
 from lad_engine.evaluation.tasks import TASKS
 from tiny_adapter import write_adapter
 from tiny_checkpoint import make_tiny
@@ -221,6 +222,9 @@ def test_the_fewest_passes_within_the_floor_win():
         (["--tasks", "gsm8k", "--out", "x.json", "--steps", "0"], "steps is 0"),
         (["--tasks", "gsm8k", "--out", "x.json", "--profile", "papr"], "Did you mean paper"),
         (["--tune-profile", "--floor", "200%"], "not a share"),
+        (["--tasks", "gsm8k", "--out", "."], "out: . is a folder, expected a file"),
+        (["--tasks", "gsm8k", "--out", ""], "out: . is a folder, expected a file"),
+        (["--tasks", "gsm8k", "--out", f"{__file__}/x.json"], "test_evaluate.py, expected a folder that can be"),
         (["--tasks", "gsm8k", "--out", "x.json", "--baselines", "best"], "baselines is 'best'"),
     ],
 )
@@ -247,6 +251,22 @@ def test_a_set_that_is_nowhere_names_where_it_was_looked_for(evaluate, world: Pa
     assert main(["--tasks", "rocstories", "--out", "x.json", "--data", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert str(tmp_path / "rocstories_cloze_val2016.jsonl.gz") in error and "no free copy" in error
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"choices": 5}, "choices is 5, expected a list of texts"),
+        ({"choices": ["a", 2], "label": 0}, "expected a list of texts"),
+        ({"answers": None}, "answers is None, expected a list of texts"),
+        ({"choices": ["a", "b"], "label": 2}, "label is 2, expected the place of the right choice, 0 to 1"),
+        ({"choices": ["a", "b"]}, "label is None, expected the place"),
+    ],
+)
+def test_a_row_that_no_task_can_read_is_refused(tmp_path: Path, row, said):
+    (tmp_path / "gsm8k_test.jsonl").write_text(json.dumps({"id": "1", "prompt": "a", **row}) + "\n")
+    with pytest.raises(ConfigError, match=f"line 1: .*{said}"):
+        load_set("gsm8k_test", tmp_path)
 
 
 def test_a_subset_is_the_same_whatever_the_order():

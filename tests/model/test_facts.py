@@ -83,6 +83,11 @@ def test_a_sliding_window_bounds_the_canvas_only_where_it_is_used() -> None:
     [
         ({"model_type": "gpt_neox"}, "model_type is 'gpt_neox', expected one of llama, mistral, qwen2, gpt2"),
         ({"model_type": None}, "model_type is None, expected one of"),
+        ({"model_type": ["llama"]}, r"model_type is \['llama'\], expected one of"),
+        ({"quantization_config": "gptq"}, r"weights are quantised \(gptq\)"),
+        ({"max_position_embeddings": 10**12}, "max_position_embeddings is 1000000000000, expected a positive integer"),
+        ({"rope_theta": 10**400}, "rope_theta is 10+, expected a number above 0"),
+        ({"eos_token_id": 10**30}, "eos_token_id is 10+, expected a token id"),
         ({"hidden_size": None}, "hidden_size is missing, expected a positive integer"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0, expected a positive integer"),
         ({"vocab_size": "many"}, "vocab_size is 'many', expected a positive integer"),
@@ -109,7 +114,12 @@ def test_a_wrong_config_is_refused_naming_the_field(changes: dict, sentence: str
 def test_a_folder_without_a_readable_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json is missing, expected a Hugging Face model folder"):
         read_facts(tmp_path)
-    for text, sentence in (("{", "is not valid JSON"), ("[]", "holds a list, expected a JSON object"), ("\x80", "is not valid JSON")):
+    for text, sentence in (
+        ("{", "is not valid JSON"),
+        ("[]", "holds a list, expected a JSON object"),
+        ("\x80", "is not valid JSON"),
+        ("[" * 100_000, "is not valid"),
+    ):
         (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(CheckpointError, match=rf"config\.json: {sentence}"):
             read_facts(tmp_path)

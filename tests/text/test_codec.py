@@ -88,6 +88,9 @@ def test_a_template_refuses_in_one_sentence(tmp_path):
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no system role here') }}")
     with pytest.raises(RequestError, match="refuses these messages: no system role here"):
         load_tokenizer(folder).render_chat(TALK)
+    (folder / "chat_template.jinja").write_text("{{ 1 / 0 }}{{ 1 + 'a' }}")
+    with pytest.raises(RequestError, match="refuses these messages: division by zero"):
+        load_tokenizer(folder).render_chat(TALK)
     (folder / "chat_template.jinja").write_text("{% for %}")
     with pytest.raises(CheckpointError, match="expected valid Jinja"):
         load_tokenizer(folder).render_chat(TALK)
@@ -101,6 +104,9 @@ def test_unreadable_folders_are_refused(tmp_path):
     folder = make_tiny(tmp_path / "broken")
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
+        load_tokenizer(folder)
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja cannot be read .* expected Jinja in UTF-8"):
         load_tokenizer(folder)
 
 

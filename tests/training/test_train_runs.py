@@ -8,10 +8,12 @@ import signal
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from lad_engine.adapters.reader import read_adapter
 from lad_engine.train import main
+from lad_engine.training.checkpoint import list_checkpoints
 from lad_engine.training.trainer import Trainer
 from tiny_checkpoint import make_tiny
 
@@ -133,6 +135,12 @@ def test_mask_only_and_gradient_checkpointing_run_and_the_plot_is_drawn(place):
         (["--corruption", "salt"], "corruption is 'salt', expected one of paper"),
         (["--learning-rate", "fast"], "--learning-rate"),
         (["--lerning-rate", "1"], "--lerning-rate"),
+        (["--threads", "-1"], "threads is -1, expected 1 or more"),
+        (["--threads", "9999"], "threads is 9999, expected at most 1024"),
+        (["--seed", str(2**63)], "seed is 9223372036854775808, expected at most"),
+        (["--alpha", "0"], "alpha is 0.0, expected a number above 0"),
+        (["--alpha", "nan"], "alpha is nan, expected a number above 0"),
+        (["--data", "x" * 300], "File name too long"),
         (["--max-length", "9"], "nothing is left to train on"),
         (["--base", "absent"], "absent"),
         (["--config", "absent.toml"], "absent.toml cannot be read"),
@@ -158,6 +166,21 @@ def test_a_run_is_never_overwritten_and_a_missing_one_never_resumed(place, capsy
     state.write_text("{")
     assert main(["--resume", "--output", str(place / "kept"), "--quiet"]) == 2
     assert "unreadable" in capsys.readouterr().err
+    (place / "kept" / "config.json").write_text("[]")
+    assert main(["--resume", "--output", str(place / "kept"), "--quiet"]) == 2
+    assert "is a JSON list, expected the settings of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")])
+def test_a_full_disk_ends_a_run_in_one_sentence(place, capsys, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr("lad_engine.training.checkpoint.save_file", full)
+    assert run(place, "full", "--steps", 1) == 2
+    said = capsys.readouterr().err
+    assert "step-00000001 cannot be written" in said and "No space left on device" in said and said.count("\n") == 1
+    assert not list_checkpoints(place / "full")
 
 
 def test_settings_come_from_a_file_and_flags_win(place, capsys):

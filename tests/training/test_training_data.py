@@ -57,6 +57,14 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path):
     bad.write_text('{"instruction": "a", "output": "b"}\n{"instruction": 3}\n')
     with pytest.raises(TrainingError, match=r"bad\.jsonl line 2 lacks text fields"):
         list(read_rows(Source(str(bad), 1.0)))
+    for row, said in (
+        ('{"instruction": "a", "output": "b", "input": 5}', "input is 5, expected text"),
+        ('{"instruction": "a", "output": "\\ud800"}', "output is '.ud800', expected text that UTF-8 can hold"),
+        ("[" * 100_000, "is not JSON"),
+    ):
+        bad.write_text(row)
+        with pytest.raises(TrainingError, match=rf"bad\.jsonl line 1:? {said}"):
+            list(read_rows(Source(str(bad), 1.0)))
     bad.write_text("{nonsense\n")
     with pytest.raises(TrainingError, match="line 1 is not JSON"):
         list(read_rows(Source(str(bad), 1.0)))
