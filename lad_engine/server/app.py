@@ -57,8 +57,9 @@ def build_app(backend: AsyncEngine, settings: ServerSettings | None = None) -> F
     app.add_exception_handler(HTTPException, _answer_http)
     if service.settings.cors_origins:
         origins = list(service.settings.cors_origins)
+        # Any header: OpenAI's client for pages names its platform in some of its own, and none of ours means more than the key.
         app.add_middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["authorization", "content-type"]
+            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=["retry-after"]
         )
     app.add_middleware(Gate, service=service)
     return app

@@ -56,6 +56,17 @@ def test_only_json_and_known_hosts_get_in(served):
     assert "access-control-allow-origin" not in preflight.headers
 
 
+def test_a_page_of_an_allowed_origin_may_call_with_the_headers_of_openais_client(engine_of):
+    with live_server(engine_of(), cors_origins=("https://app.example.com",)) as client:
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type,x-stainless-os"}
+        preflight = client.options(CHAT, headers={"origin": "https://app.example.com", **asked})
+        assert preflight.status_code == 200 and preflight.headers["access-control-allow-origin"] == "https://app.example.com"
+        answer = client.post(CHAT, json={"messages": HELLO, "steps": 1}, headers={"origin": "https://app.example.com"})
+        assert answer.headers["access-control-allow-origin"] == "https://app.example.com"
+        foreign = client.options(CHAT, headers={"origin": "https://evil.example.com", **asked})
+        assert foreign.status_code == 400 and "access-control-allow-origin" not in foreign.headers
+
+
 def test_a_context_window_holds_prompt_and_answer(served):
     answer = served.post(CHAT, json={"messages": HELLO, "context_window": 40, "steps": 2}).json()
     assert answer["usage"]["prompt_tokens"] + answer["lad"]["params"]["max_new_tokens"] == 40
