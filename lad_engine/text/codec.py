@@ -37,8 +37,15 @@ class TextCodec:
         self._marks_start = bool(first) and (tokenizer.id_to_token(first[0]) or "").startswith("\u2581")
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; no BOS or EOS is added, special tokens written out in `text` are recognised."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Return the ids of `text`; no BOS or EOS is added, special tokens written out in `text` are recognised.
+
+        Raises:
+            RequestError: it holds what UTF-8 cannot, as bytes a shell could not decode do.
+        """
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError as error:
+            raise RequestError(f"text: {text[:40]!r} holds bytes that are not UTF-8, expected text. Convert it.") from error
 
     def encode_continuation(self, text: str) -> list[int]:
         """Return the ids of `text` as it stands behind other text: no word-start mark is added in front."""

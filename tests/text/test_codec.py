@@ -56,6 +56,12 @@ def test_a_mask_token_is_one_piece_or_refused(codec):
         codec.piece_id("HOLE")
 
 
+def test_bytes_that_no_shell_could_decode_are_refused(codec):
+    for read in (codec.encode, codec.encode_continuation, codec.piece_id):
+        with pytest.raises(RequestError, match=r"text: '.*udcff' holds bytes that are not UTF-8"):
+            read("a\udcff")
+
+
 def test_a_continuation_carries_no_word_start_mark():
     codec = metaspace_codec()
     assert codec.decode(codec.encode("a") + codec.encode_continuation("bc")) == "abc"
