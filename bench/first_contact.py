@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.random_model import MODELS
 from bench.results import RESULTS, device_slug, make_result, store, write_result
 from bench.roofs import measure_roofs
-from bench.timing import cache_bytes, call_us, copies, events_us, release
+from bench.timing import cache_bytes, call_us, copies, events_us, interleaved_us, release
 from lad_engine.errors import LadError
 from lad_engine.runtime.cuda_capture import CudaCapture
 from lad_engine.runtime.decode_loop import build_library
@@ -119,10 +119,14 @@ class Contact:
                 "topk_3": lambda z=z: z.topk(3, -1),
                 "topk_50": lambda z=z: z.topk(50, -1),
                 "softmax": lambda z=z: z.softmax(-1),
+            }
+            # It checks its weights on the host, and a capture that fails leaves torch's allocator waiting for its end.
+            draws: dict[str, Callable[[], object]] = {
                 "multinomial_of_3": lambda z=z: torch.multinomial(z[:, :3].float().softmax(-1), 1),
                 "multinomial_of_all": lambda z=z: torch.multinomial(z.float().softmax(-1), 1),
             }
             times = {what: call_us(run, self.device, **self.times) for what, run in runs.items()}
+            times |= interleaved_us(draws, self.times["repeats"])
             yield {"model": name, "answer_rows": answer_rows, "times": times}
             release()
 

@@ -59,7 +59,8 @@ def graph_us(runs: Run | Sequence[Run], calls: int = 20, repeats: int = 7) -> di
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # The stream by name: torch leaves that of a capture current where its end fails.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
         for index in range(calls):
             runs[index % len(runs)]()
     graph.replay()

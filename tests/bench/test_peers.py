@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from bench.authors_loop import AuthorsLoop, AuthorsSettings
+from bench.op_peers import op_peers
 from bench.peers import authors_forward, forward_of, transformers_model
 from bench.random_model import MASK_ID, MODELS, random_ids, random_model, step_flops, weight_bytes
 from lad_engine.ops import select_ops
@@ -42,6 +44,17 @@ def test_transformers_generates_what_we_decode_token_by_token():
     logits = ours.head.logits(ours(longer[:, :-1], is_causal=True)[0])
     logits[:, list(facts.eos_ids)] = -torch.inf
     assert logits.argmax(-1)[8:].tolist() == longer[0, 9:].tolist()
+
+
+def test_a_gpus_draw_can_be_captured_and_is_multinomials(monkeypatch):
+    logits = torch.zeros(4000, 40)
+    logits[:, 7], logits[:, 9] = 5.0, 5.0 + 0.7 * math.log(3.0)
+    (run,) = op_peers("choose_token", {"logits": logits, "max_top_k": 2}).values()
+    shares = [(run() == 9).float().mean().item()]
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True), raising=False)
+    monkeypatch.setattr(torch, "multinomial", lambda *_: pytest.fail("it checks its weights on the host"))
+    shares.append((run() == 9).float().mean().item())
+    assert shares == pytest.approx([0.75, 0.75], abs=0.04)
 
 
 def test_random_weights_keep_the_scale_of_activations():
