@@ -82,6 +82,11 @@ def run_evaluation(arguments: argparse.Namespace, stderr: Console) -> None:
             works += _open_works(arguments, engine, base, judge, questions, settings)
         else:
             works += _task_works(arguments, name, engine, base, examples[name], settings)
+    if not works:
+        raise ConfigError(
+            f"evaluate: there is nothing to measure on {', '.join(names)}, expected a decode, a baseline or options to score. "
+            "Give --adapter, --baselines or --scoring."
+        )
     out = Path(arguments.out)
     countdown = Countdown(sys.stderr, sum(len(work.examples) for work in works))
     records = run(works, Ledger(out.with_suffix(".examples.jsonl")), arguments.batch_size, countdown)

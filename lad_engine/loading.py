@@ -87,7 +87,7 @@ def mask_id_of(codec: TextCodec, config: EngineConfig, facts: ModelFacts) -> int
             raise ConfigError(f"mask_token is given, but this checkpoint decodes as {facts.decoding}, which hides nothing. Leave it out.")
         # It writes from left to right: nothing is hidden from it, and what is not written yet is no token.
         return NO_TOKEN
-    if facts.decoding != "lad" and config.mask_token == EngineConfig.mask_token:
+    if facts.decoding != "lad" and config.mask_token in (None, EngineConfig.mask_token):
         own = facts.mask_id if facts.mask_id is not None else codec.mask_id
         if own is not None:
             return own

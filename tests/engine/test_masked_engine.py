@@ -38,6 +38,12 @@ def test_every_layout_decodes_with_its_own_profile(engines, name):
     assert len(result.token_ids) == 20 and MASK_ID not in result.token_ids and result.nfe <= 6
 
 
+def test_a_checkpoint_with_a_mask_of_its_own_decodes_where_nobody_names_one(folders):
+    engine = Engine.load(folders["dream"], adapter=None, mask_token=None, device="cpu")
+    assert engine.mask_id == MASK_ID
+    assert len(engine.generate(PROMPTS[0], engine.sampling(max_new_tokens=4, steps=2))[0].token_ids) == 4
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_request_gets_the_same_answer_alone_in_any_batch_and_by_any_driver(engines, folders, name):
     engine = engines[name]

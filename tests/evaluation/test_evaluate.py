@@ -222,6 +222,7 @@ def test_the_fewest_passes_within_the_floor_win():
         (["--tasks", "gsm8k", "--out", "x.json", "--steps", "0"], "steps is 0"),
         (["--tasks", "gsm8k", "--out", "x.json", "--profile", "papr"], "Did you mean paper"),
         (["--tune-profile", "--floor", "200%"], "not a share"),
+        (["--tasks", "gsm8k", "--out", "x.json", "--scoring", "likelihood"], "there is nothing to measure on gsm8k"),
         (["--tasks", "gsm8k", "--out", "."], "out: . is a folder, expected a file"),
         (["--tasks", "gsm8k", "--out", ""], "out: . is a folder, expected a file"),
         (["--tasks", "gsm8k", "--out", f"{__file__}/x.json"], "test_evaluate.py, expected a folder that can be"),
