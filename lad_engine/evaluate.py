@@ -143,6 +143,11 @@ def _task_works(
     task, works = TASKS[name], []
     who = engine.adapter_facts.name if engine.adapter_facts else engine.facts.name
     if "generation" in arguments.scoring:
+        if arguments.profile == TASK_SETTINGS and engine.family != "lad" and _denoises(engine):
+            raise ConfigError(
+                f"profile is task, LAD's settings per task, but this checkpoint decodes as {engine.family}, expected adapter or a "
+                "profile's name. Give --profile adapter."
+            )
         conditions = [Condition(f"{who}, {arguments.profile} settings", "diffusion", engine, arguments.profile, settings)]
         conditions = conditions if _denoises(engine) else []
         conditions += _baselines(arguments, engine, base, settings)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..config import AUTOREGRESSIVE_DEFAULTS, READ_AUTOREGRESSIVELY, SamplingParams
 from ..contracts import GenerationResult
 from ..errors import ConfigError
-from ..text.formats import PromptDefaults, prompt_ids
+from ..requests import prompt_defaults
+from ..text.formats import prompt_ids
 from ..text.prompts import Prompt
 from .ledger import Row
 from .sets import Example
@@ -121,7 +122,7 @@ def _request(condition: Condition, task: Task, example: Example, base: SamplingP
         return prompt, length
     if "max_new_tokens" in condition.settings or (not is_causal and condition.profile != TASK_SETTINGS):
         return prompt, base.max_new_tokens
-    front = len(prompt_ids(prompt, engine.codec, engine.adapter_facts or PromptDefaults()))
+    front = len(prompt_ids(prompt, engine.codec, engine.adapter_facts or prompt_defaults(engine.facts, engine.codec)))
     if front >= WINDOW:
         # The paper's window has no room left; an answer still gets a few positions.
         return prompt, 16

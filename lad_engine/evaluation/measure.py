@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
-from ..text.formats import PromptDefaults, prompt_ids
+from ..requests import prompt_defaults
+from ..text.formats import prompt_ids
 from . import intervals
 from .conditions import Condition, answer_task, identity
 from .ledger import Ledger, Row, settings_key
@@ -134,7 +135,7 @@ def _best(values: Sequence[float]) -> int:
 def _option_likelihoods(task: Task, condition: Condition, example: Example, copies: int) -> Row:
     engine = condition.engine
     prompt, texts = task.options(example)
-    front = prompt_ids(prompt, engine.codec, engine.adapter_facts or PromptDefaults())
+    front = prompt_ids(prompt, engine.codec, engine.adapter_facts or prompt_defaults(engine.facts, engine.codec))
     answers = [engine.codec.encode_continuation(text) for text in texts]
     if condition.way == "exact likelihood":
         if all(len(ids) == 1 for ids in answers):

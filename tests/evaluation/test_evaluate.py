@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny_families import make_family
 
 from lad_engine.engine import Engine
 from lad_engine.errors import ConfigError
@@ -246,6 +247,17 @@ def test_a_model_that_is_not_causal_is_no_judge(evaluate, monkeypatch, capsys):
     monkeypatch.setattr(Engine, "load", masked)
     assert evaluate("--tasks", "open", "--out", "x.json") == 2
     assert "judge: the model decodes as masked" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_a_chat_template_is_asked_in_plain_text(world: Path, tmp_path: Path, capsys):
+    folder, out = make_family(tmp_path / "diffugpt", "diffugpt"), tmp_path / "plain.json"
+    words = ["--model", folder, "--adapter", "none", "--data", world / "data", "--limit", 1, "--copies", 2, "--out", out, "--threads", 1]
+    decoded = ["--profile", "adapter", "--steps", 2, "--max-new-tokens", 4]
+    assert main(list(map(str, ["--tasks", "arc_easy,gsm8k", *decoded, *words]))) == 0
+    ways = [(one["task"], one["settings"]["way"]) for one in read(out)["conditions"]]
+    assert ways == [("arc_easy", "diffusion"), ("arc_easy", "masked likelihood"), ("gsm8k", "diffusion")]
+    assert main(list(map(str, ["--tasks", "gsm8k", *words]))) == 2
+    assert "profile is task, LAD's settings per task, but this checkpoint decodes as masked" in capsys.readouterr().err
 
 
 def test_a_set_that_is_nowhere_names_where_it_was_looked_for(evaluate, world: Path, tmp_path: Path, capsys):
