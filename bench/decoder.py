@@ -58,7 +58,7 @@ class Decoder:
         self.denoiser = LadDenoiser(self.model, self.ops)
         # Requests for a captured step are laid out on the host, by the host's ops.
         self._host_denoiser = LadDenoiser(self.model, select_ops("auto", "cpu"))
-        self.loop_refused = ""
+        self._library_refused = ""
         self._graphs: Graphs | None = None
 
     def params(self, steps: int, answer: int, **settings) -> SamplingParams:
@@ -94,14 +94,20 @@ class Decoder:
             family = LadBuckets(self.facts.max_positions)
             if torch.device(self.device).type == "cuda":
                 library = self._loop_library()
-                self._graphs = Graphs(self.denoiser, family, CudaCapture(self.device, library), has_loop=library is not None)
+                loop = {"has_loop": library is not None, "needs_loop": False}
+                self._graphs = Graphs(self.denoiser, family, CudaCapture(self.device, library), **loop)
             else:
                 self._graphs = Graphs(self.denoiser, family, SimulatedCapture(), has_loop=True)
         return self._graphs
+
+    @property
+    def loop_refused(self) -> str:
+        """Why there is no single-graph loop; empty where there is one, or nobody has asked yet."""
+        return self._library_refused or (self._graphs.loop_refused if self._graphs is not None else "")
 
     def _loop_library(self) -> LoopLibrary | None:
         try:
             return build_library(Path(gettempdir()) / "lad-engine-bench", torch.cuda.get_device_capability(self.device))
         except CaptureError as error:
-            self.loop_refused = str(error)
+            self._library_refused = str(error)
             return None

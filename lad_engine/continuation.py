@@ -11,7 +11,7 @@ import torch
 
 from .config import EngineConfig, SamplingParams
 from .contracts import Canvas, ModelFacts
-from .decoding import choose_driver, library_bytes, weight_bytes
+from .decoding import choose_driver, library_bytes, weight_bytes, without_refused_loop
 from .denoisers.autoregressive import AutoregressiveDecoder, AutoregressiveState
 from .denoisers.autoregressive_bucket import AutoregressiveBucket, AutoregressiveBuckets, cache_bytes
 from .errors import CaptureError, ConfigError, DeviceMemoryError, RequestError
@@ -55,7 +55,8 @@ class Continuation:
         self.graphs: Graphs | None = None
         if backend is not None:
             buckets = AutoregressiveBuckets(facts.max_positions)
-            self.graphs = Graphs(self.decoder, buckets, backend, self.plan_bucket, self.driver == "loop")
+            loop = {"has_loop": self.driver == "loop", "needs_loop": config.driver == "loop"}
+            self.graphs = Graphs(self.decoder, buckets, backend, self.plan_bucket, **loop)
 
     def run(self, requests: list[Request], codec: TextCodec, eos_ids: tuple[int, ...]) -> list[tuple[Outcome, Canvas, dict[str, float]]]:
         """Decode a batch of requests.
@@ -111,6 +112,7 @@ class Continuation:
         state = self.decoder.lay_out(prompts, params, stop_ids=eos_ids, device="cpu")
         try:
             self.graphs.release(self.graphs.lease(state))
+            self.driver = without_refused_loop(self.driver, self.graphs)
         except CaptureError as error:
             if self._config.driver != "auto":
                 raise

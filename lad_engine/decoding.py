@@ -71,8 +71,8 @@ class Decoding:
         self.driver, backend = choose_driver(config)
         self.graphs: Graphs | None = None
         if backend is not None:
-            has_loop = self.driver == "loop"
-            self.graphs = Graphs(self._denoiser, self._buckets, backend, self.plan_bucket, has_loop, progress)
+            loop = {"has_loop": self.driver == "loop", "needs_loop": config.driver == "loop"}
+            self.graphs = Graphs(self._denoiser, self._buckets, backend, self.plan_bucket, progress=progress, **loop)
             self.graphs.on_move = model.rows_moved
         # A request is laid out on the host and sent in one copy, so what draws its first noise runs there too.
         on_cpu = torch.device(config.device).type == "cpu"
@@ -182,11 +182,11 @@ class Decoding:
         # A family may leave some requests to the eager loop.
         can_capture = getattr(self._buckets, "can_capture", lambda _: True)
         if host is not None and self.graphs is not None and can_capture(host):
-            decode = CapturedDecode(self.graphs, host, wants_loop=self.driver == "loop")
             try:
                 # Captured here, not when it is entered: stepping down is decided before anything runs.
                 self.graphs.release(self.graphs.lease(host))
-                return decode
+                self.driver = without_refused_loop(self.driver, self.graphs)
+                return CapturedDecode(self.graphs, host, wants_loop=self.driver == "loop")
             except CaptureError as error:
                 if self._config.driver != "auto":
                     raise
@@ -213,6 +213,14 @@ def choose_driver(config: EngineConfig) -> tuple[str, Backend | None]:
                 raise
             log.warning("decodes are replayed step by step: %s", error)
     return ("loop" if library is not None else "replay"), CudaCapture(device, library)
+
+
+def without_refused_loop(driver: str, graphs: Graphs) -> str:
+    """Return the driver for buckets that are captured: replays where "auto" chose the loop and it could not be built."""
+    if driver != "loop" or not graphs.loop_refused:
+        return driver
+    log.warning("decodes are replayed step by step: %s", graphs.loop_refused)
+    return "replay"
 
 
 def library_bytes(config: EngineConfig) -> int:

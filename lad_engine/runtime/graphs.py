@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import DeviceMemoryError
+from ..errors import CaptureError, DeviceMemoryError
 from .arena import Arena, laid_out, move_rows
 from .memory import MemoryPlan
 from .readout import FRAME
@@ -68,24 +68,29 @@ class Captured:
     rows: batch capacity. replay: enqueue one step. loop: enqueue a whole decode, None where only replays are wanted.
     """
 
-    def __init__(self, bucket: Any, arena: Arena, backend: Backend, step: Callable[[], None], has_loop: bool) -> None:
+    def __init__(self, bucket: Any, arena: Arena, backend: Backend, step: Callable[[], None]) -> None:
         self.bucket, self.arena, self.rows = bucket, arena, int(bucket.rows)
         self.pinned = [backend.pinned(arena.frame_bytes) for _ in range(STEPS_IN_FLIGHT)]
         self.between = [backend.empty(arena.frame_bytes) for _ in range(STEPS_IN_FLIGHT)]
         self._graph = backend.capture(step, arena.state)
         self.replay: Callable[[], None] = self._graph.replay
-        self.loop = backend.loop(self._graph, arena.state) if has_loop else None
+        self.loop: Callable[[], None] | None = None
 
     @property
     def state(self) -> Any:
         return self.arena.state
 
+    def add_loop(self, backend: Backend) -> None:
+        """Build the single-graph loop; CaptureError where the driver refuses it."""
+        self.loop = backend.loop(self._graph, self.arena.state)
+
 
 class Graphs:
     """The captured buckets of one denoiser.
 
-    plan: the memory a bucket takes; None asks nothing. has_loop: every bucket also gets its single-graph loop. on_move: told the rows
-    `[B']` int64 of a batch that goes on in a smaller bucket.
+    plan: the memory a bucket takes; None asks nothing. has_loop: every bucket also gets its single-graph loop. needs_loop False: where
+    one cannot be built, there are replays alone from then on, and `loop_refused` says why. on_move: told the rows `[B']` int64 of a batch
+    that goes on in a smaller bucket.
     """
 
     def __init__(
@@ -96,9 +101,11 @@ class Graphs:
         plan: Callable[[Any, int], MemoryPlan] | None = None,
         has_loop: bool = False,
         progress: Progress | None = None,
+        needs_loop: bool = True,
     ) -> None:
         self.family, self.backend, self.progress = family, backend, progress
-        self._denoiser, self._plan, self._has_loop = denoiser, plan, has_loop
+        self._denoiser, self._plan, self._has_loop, self._needs_loop = denoiser, plan, has_loop, needs_loop
+        self.loop_refused = ""
         self.on_move: Callable[[torch.Tensor], None] | None = None
         # A bucket has more than one entry where two decodes of its shape run at once.
         self._free: dict[Hashable, list[Captured]] = {}
@@ -188,11 +195,22 @@ class Graphs:
             plan.check(self.backend.free_bytes())
         try:
             arena = Arena(blank, _frame_of(self.family), self.backend)
-            captured = Captured(bucket, arena, self.backend, lambda: self._denoiser.step_(arena.state), self._has_loop)
+            captured = Captured(bucket, arena, self.backend, lambda: self._denoiser.step_(arena.state))
+            self._add_loop(captured)
         except (DeviceMemoryError, torch.OutOfMemoryError) as error:
             raise DeviceMemoryError(plan.refusal() if plan is not None else str(error)) from error
         self._all.append(captured)
         self._free.setdefault(bucket, []).append(captured)
+
+    def _add_loop(self, captured: Captured) -> None:
+        if not self._has_loop or self.loop_refused:
+            return
+        try:
+            captured.add_loop(self.backend)
+        except CaptureError as error:
+            if self._needs_loop:
+                raise
+            self.loop_refused = str(error)
 
 
 def buffer_bytes(family: Family, blank: Any) -> int:

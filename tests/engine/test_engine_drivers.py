@@ -6,10 +6,12 @@ import pytest
 import torch
 from test_engine import PROMPTS, adapter, base, requests  # noqa: F401 - two are fixtures
 
-from lad_engine import Engine, GenerationResult, Prompt, StepEvent
+from lad_engine import Engine, GenerationResult, Prompt, SamplingParams, StepEvent, continuation, decoding
+from lad_engine.config import AUTOREGRESSIVE_DEFAULTS
 from lad_engine.contracts import ModelFacts, RopeFacts
 from lad_engine.errors import AdapterError, CaptureError, ConfigError, DeviceMemoryError
 from lad_engine.runtime.memory import plan_memory
+from lad_engine.runtime.simulated_capture import SimulatedCapture
 from tiny_adapter import write_adapter
 
 
@@ -145,6 +147,30 @@ def test_a_step_that_cannot_be_captured_is_an_error_where_the_driver_was_asked_f
     assert engine.generate(PROMPTS[0], params) and engine.driver == "eager"
     assert engine.generate(PROMPTS[0], params)
     assert [record.getMessage() for record in caplog.records] == ["decodes run eagerly: capture: the step cannot be captured."]
+
+
+class RefusedLoop(SimulatedCapture):
+    """What a GPU's driver may say to a WHILE node."""
+
+    def loop(self, *_):
+        raise CaptureError("decode loop: it cannot be built (CUDA error 801, operation not supported). Use --driver replay.")
+
+
+def test_a_loop_that_cannot_be_built_is_an_error_where_it_was_asked_for_and_leaves_replays_where_not(base, adapter, caplog, monkeypatch):  # noqa: F811
+    wanted = Engine.load(base, adapter=adapter).generate(PROMPTS, [SamplingParams(max_new_tokens=8, steps=3)] * len(PROMPTS))
+    for module in (decoding, continuation):
+        monkeypatch.setattr(module, "choose_driver", lambda _: ("loop", RefusedLoop()))
+    engine = Engine.load(base, adapter=adapter)
+    got = engine.generate(PROMPTS, [SamplingParams(max_new_tokens=8, steps=3)] * len(PROMPTS))
+    assert [one.token_ids for one in got] == [one.token_ids for one in wanted] and engine.driver == "replay"
+    engine.generate(PROMPTS[0], SamplingParams(max_new_tokens=8, steps=3))
+    (note,) = caplog.records
+    assert note.getMessage().startswith("decodes are replayed step by step: decode loop: it cannot be built (CUDA error 801")
+    plain = Engine.load(base, adapter=None, mask_token=None)
+    plain.generate_autoregressive(PROMPTS[0], SamplingParams(max_new_tokens=3, **AUTOREGRESSIVE_DEFAULTS))
+    assert plain._continuation.driver == "replay"
+    with pytest.raises(CaptureError, match="801"):
+        Engine.load(base, adapter=adapter, driver="loop").generate(PROMPTS[0], SamplingParams(max_new_tokens=8, steps=3))
 
 
 def test_a_driver_that_is_not_one_is_refused(base):  # noqa: F811
