@@ -110,6 +110,8 @@ class Graphs:
         # A bucket has more than one entry where two decodes of its shape run at once.
         self._free: dict[Hashable, list[Captured]] = {}
         self._all: list[Captured] = []
+        # Smaller buckets there was no memory for.
+        self._beyond: set[Hashable] = set()
 
     def lease(self, state: Any) -> Captured:
         """Return the captured bucket for a batch laid out on the host, for one decode; capture it and its smaller ones where missing.
@@ -160,6 +162,7 @@ class Graphs:
         self.backend.synchronize()
         self._free.clear()
         self._all.clear()
+        self._beyond.clear()
 
     @property
     def buckets(self) -> list[Any]:
@@ -178,13 +181,18 @@ class Graphs:
             wanted.append(self.family.smaller(bucket, rows))
         # A family whose rows cannot move has no smaller buckets.
         wanted = list(dict.fromkeys(wanted))
-        # A smaller one that another decode has leased is not captured again: shrinking is a saving, not a need.
-        known = {captured.bucket for captured in self._all}
+        # A smaller one that another decode has leased, or that does not fit, is not captured again: shrinking is a saving, not a need.
+        known = {captured.bucket for captured in self._all} | self._beyond
         missing = [one for one in wanted if (one is bucket and not self._free.get(one)) or (one is not bucket and one not in known)]
         for done, one in enumerate(missing):
             if self.progress is not None:
                 self.progress("capturing the decode", done, len(missing))
-            self._capture(one, state)
+            try:
+                self._capture(one, state)
+            except DeviceMemoryError:
+                if one is bucket:
+                    raise
+                self._beyond.add(one)
         if missing and self.progress is not None:
             self.progress("capturing the decode", len(missing), len(missing))
 

@@ -12,6 +12,7 @@ from stub_model import EOS, MASK, OPS, OracleModel, StubModel, canvas
 
 from lad_engine.denoisers.lad import LadDenoiser
 from lad_engine.denoisers.lad_bucket import LadBuckets, axes_of, padded_length, paths
+from lad_engine.errors import DeviceMemoryError
 from lad_engine.runtime.drivers import CapturedDecode
 from lad_engine.runtime.graphs import STEPS_IN_FLIGHT, Graphs
 from lad_engine.runtime.readout import read_event
@@ -126,6 +127,30 @@ def test_rows_move_to_a_smaller_bucket_when_half_are_done_and_keep_their_tokens(
     assert result[0] == eager[0]
     assert result[1] == eager[1]
     assert all(bucket.rows in (8, 4, 2, 1) for bucket in graphs.buckets) and len(graphs.buckets) == 4
+
+
+def test_a_smaller_bucket_that_does_not_fit_is_done_without_and_asked_for_once():
+    captures = []
+
+    class Full(SimulatedCapture):
+        def capture(self, step, state):
+            captures.append(len(state.done))
+            if len(state.done) == 2:
+                raise DeviceMemoryError("memory: it is full.")
+            return super().capture(step, state)
+
+    denoiser = LadDenoiser(StubModel(), OPS)
+    graphs = Graphs(denoiser, LadBuckets(4096), Full(), has_loop=True)
+
+    def state(rows):
+        return begin(denoiser, [canvas(4 + i, 12) for i in range(rows)], [params_of("random", steps=3 + 4 * i) for i in range(rows)])
+
+    wanted = decode(EagerDecode(denoiser, state(4)))[0]
+    for wants_loop in (False, True):
+        assert decode(CapturedDecode(graphs, state(4), wants_loop))[0] == wanted
+    assert captures == [4, 2, 1]
+    with pytest.raises(DeviceMemoryError):
+        decode(CapturedDecode(graphs, state(2)))
 
 
 def test_replay_runs_ahead_of_the_flags_by_the_steps_in_flight_and_no_further():
