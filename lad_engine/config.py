@@ -139,7 +139,8 @@ class SamplingParams:
         early_stop: stop after three identical predicted states; with remasking="transfer", once all in front of an end of text is final.
         stop: strings that end the text (cut before them).
         tokens_per_step: growing window, MASKs appended each step (None: the whole answer at once).
-        block_length: split the answer into blocks of this many tokens refined left to right (remasking="transfer" only).
+        block_length: split the answer into blocks of this many tokens refined left to right (remasking="transfer" only); they are wider,
+        two steps for each, where there are fewer steps than blocks.
     Token choice:
         temperature (0 is greedy), top_k (0 is all), top_p, top_p_rule: the token crossing p is kept (Hugging Face, DiffuLLaMA)
         or dropped (the LAD Space). eos_bias: added to the EOS logit negated, so positive means longer answers.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import json
@@ -45,8 +44,7 @@ def load_profile(name: str) -> dict[str, Any]:
 def profile_params(name: str, settings: Mapping[str, Any]) -> SamplingParams:
     """Return a profile's sampling parameters with `settings` (names or aliases) laid over them.
 
-    What the profile says for a rule that the settings replace gives way: its sharpness where they ask for a linear schedule, its blocks
-    where they ask for fewer steps than there are.
+    What the profile says for a rule that the settings replace gives way, as its sharpness where they ask for a linear schedule.
     Raises:
         ConfigError: there is no such profile, a name is unknown, or a setting cannot hold beside the others.
     """
@@ -58,10 +56,7 @@ def laid_over(name: str, profile: Mapping[str, Any], settings: Mapping[str, Any]
     asked = canonical_names(settings)
     unread = unread_settings({**profile, **asked})
     kept = {field: value for field, value in profile.items() if field not in unread}
-    params = SamplingParams(**{**kept, "profile": name, **asked})
-    # Fewer steps than the profile has blocks: the whole answer at once.
-    is_short = params.block_length is not None and params.steps * params.block_length < params.max_new_tokens
-    return dataclasses.replace(params, block_length=None) if is_short and "block_length" not in asked else params
+    return SamplingParams(**{**kept, "profile": name, **asked})
 
 
 def beside_adapter(adapter_path: str | Path) -> Path:

@@ -104,11 +104,15 @@ def block_steps(answer_length: int, steps: int, block_length: int | None) -> lis
     return [(b * width, min(answer_length, (b + 1) * width), n) for b, n in enumerate(transfer_counts(steps, blocks))]
 
 
+def block_width(answer_length: int, steps: int, block_length: int | None) -> int:
+    """Return how wide the blocks of a LAD answer are: as asked, or so that each has two steps where there are fewer steps than blocks."""
+    asked = block_length or answer_length
+    return asked if steps * asked >= answer_length else -(-answer_length // max(1, steps // 2))
+
+
 def check_steps(params: SamplingParams, answer_length: int) -> None:
-    """Raise RequestError where `plan_request` would: the steps cannot show or fill an answer of so many positions."""
+    """Raise RequestError where `plan_request` would: the steps cannot show an answer of so many positions."""
     visible_lengths(answer_length, params.steps, params.tokens_per_step)
-    if params.remasking == "transfer":
-        block_steps(answer_length, params.steps, params.block_length)
 
 
 def plan_request(params: SamplingParams, is_open: np.ndarray, is_masked: np.ndarray) -> Plan:
@@ -117,7 +121,7 @@ def plan_request(params: SamplingParams, is_open: np.ndarray, is_masked: np.ndar
     Args:
         is_open: `[A]` bool, answer positions that may change. is_masked: `[A]` bool, the open ones that start as MASK.
     Raises:
-        RequestError: the steps cannot show or fill the whole answer.
+        RequestError: the steps cannot show the whole answer.
     """
     answer_length, steps = len(is_open), params.steps
     visible = visible_lengths(answer_length, steps, params.tokens_per_step)
@@ -127,7 +131,7 @@ def plan_request(params: SamplingParams, is_open: np.ndarray, is_masked: np.ndar
     shapes = [cluster_shape(n, params.cluster_size) for n in count]
     transfer, block_start, block_end = [], [], []
     if params.remasking == "transfer":
-        for start, end, n in block_steps(answer_length, steps, params.block_length):
+        for start, end, n in block_steps(answer_length, steps, block_width(answer_length, steps, params.block_length)):
             transfer += transfer_counts(int(is_masked[start:end].sum()), n)
             block_start += [start] * n
             block_end += [end] * n

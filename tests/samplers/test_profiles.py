@@ -54,9 +54,6 @@ def test_what_a_profile_says_for_a_replaced_rule_gives_way():
         profile_params("retain", {"retention": "none", "remasking": "random", "eos_treatment": "low_confidence"})
 
 
-def test_blocks_of_a_profile_give_way_to_fewer_steps_than_blocks():
-    assert profile_params("default", {}).block_length == 8
-    assert profile_params("default", {"steps": 4}).block_length == 8
-    assert profile_params("default", {"steps": 3}).block_length is None
-    assert profile_params("default", {"steps": 3, "block_length": 8}).block_length == 8
+def test_blocks_of_a_profile_give_way_to_another_rule():
+    assert profile_params("default", {"steps": 3}).block_length == 2
     assert profile_params("default", {"remasking": "random"}).block_length is None

@@ -9,6 +9,7 @@ from lad_engine.config import SamplingParams
 from lad_engine.errors import RequestError
 from lad_engine.schedules.masking import (
     block_steps,
+    block_width,
     cluster_shape,
     exponential_share,
     keep_count,
@@ -63,6 +64,17 @@ def test_transfer_budgets_give_the_remainder_to_the_first_steps():
     assert block_steps(10, 5, None) == [(0, 10, 5)]
     with pytest.raises(RequestError, match="expected at least 3"):
         block_steps(12, 2, 4)
+
+
+def test_blocks_of_lad_are_wider_where_there_are_fewer_steps_than_blocks():
+    assert [block_width(32, steps, 2) for steps in (32, 16, 15, 8, 4, 3, 1)] == [2, 2, 5, 8, 16, 32, 32]
+    assert block_width(10, 5, None) == 10
+    # A long text with a short gap: 80 positions in 32 steps.
+    params = SamplingParams(steps=32, remasking="transfer", block_length=2, temperature=0.0)
+    is_open = np.zeros(80, bool)
+    is_open[40:46] = True
+    plan = plan_request(params, is_open, is_open)
+    assert sum(plan.transfer) == 6 and len(plan.transfer) == 32 and plan.block_end[-1] == 80
 
 
 def test_the_window_grows_by_k_and_must_reach_the_end():
