@@ -18,9 +18,10 @@ from rich.console import Console
 from .backend import AsyncEngine, Limits
 from .config import DRIVERS, DTYPES, PRECISIONS, EngineConfig
 from .engine import DEFAULT_ADAPTER, Engine
-from .errors import ConfigError, LadError
+from .errors import ConfigError
 from .server.scale import Scale
 from .terminal.arguments import SentenceParser
+from .terminal.outcome import FAILURES, refused
 from .terminal.progress import LoadProgress, quiet_libraries
 
 try:
@@ -46,9 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _scale(arguments) != Scale():
             raise ConfigError("scale: its settings are given without --ray, expected it with them. Add --ray, or leave them out.")
         return run(arguments)
-    except LadError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except FAILURES as error:
+        return refused(error)
 
 
 def application(arguments: Mapping[str, Any]) -> Any:

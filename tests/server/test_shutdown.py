@@ -44,5 +44,8 @@ def test_wrong_arguments_are_one_sentence(capsys, tmp_path):
         assert serve.main([*arguments, "--model", str(tmp_path)]) == 2
         said = capsys.readouterr().err.strip()
         assert said.startswith("error: ") and "\n" not in said, said
+    # What the system refuses is no traceback either: a name of 5,000 letters.
+    assert serve.main(["--model", "a" * 5000]) == 2
+    assert capsys.readouterr().err.startswith("error: aaaa")
     assert serve.main(["--adapter", "a", "--adapter", "b"]) == 2
     assert "NAME=PATH" in capsys.readouterr().err
