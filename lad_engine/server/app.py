@@ -55,13 +55,14 @@ def build_app(backend: AsyncEngine, settings: ServerSettings | None = None) -> F
     app.add_exception_handler(Failure, _answer_failure)
     app.add_exception_handler(LadError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http)
+    app.add_middleware(Gate, service=service)
     if service.settings.cors_origins:
         origins = list(service.settings.cors_origins)
-        # Any header: OpenAI's client for pages names its platform in some of its own, and none of ours means more than the key.
+        # Around the gate, so that a page can read why it was refused. Any header: OpenAI's client for pages names its platform in some of
+        # its own, and none of ours means more than the key.
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=["retry-after"]
         )
-    app.add_middleware(Gate, service=service)
     return app
 
 

@@ -70,7 +70,7 @@ class Gate:
         settings, path, method = self._service.settings, scope["path"], scope["method"]
         if not settings.allows_host(headers.get("host", "")):
             raise Failure(403, f"host is {headers.get('host', '')[:80]!r}, which this server does not answer to.", "permission_error")
-        if settings.api_keys and not _needs_no_key(path) and method != "OPTIONS":
+        if settings.api_keys and not _needs_no_key(path):
             kind, _, key = headers.get("authorization", "").partition(" ")
             # Every key is compared, so that the time taken says nothing about which one came near.
             matches = [hmac.compare_digest(key.strip().encode(), known.encode()) for known in settings.api_keys]

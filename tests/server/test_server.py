@@ -63,6 +63,8 @@ def test_a_page_of_an_allowed_origin_may_call_with_the_headers_of_openais_client
         assert preflight.status_code == 200 and preflight.headers["access-control-allow-origin"] == "https://app.example.com"
         answer = client.post(CHAT, json={"messages": HELLO, "steps": 1}, headers={"origin": "https://app.example.com"})
         assert answer.headers["access-control-allow-origin"] == "https://app.example.com"
+        refused = client.post(CHAT, content=b"{", headers={"origin": "https://app.example.com", "content-type": "text/plain"})
+        assert refused.status_code == 415 and refused.headers["access-control-allow-origin"] == "https://app.example.com"
         foreign = client.options(CHAT, headers={"origin": "https://evil.example.com", **asked})
         assert foreign.status_code == 400 and "access-control-allow-origin" not in foreign.headers
 
