@@ -38,7 +38,7 @@ RUBBISH: tuple[tuple[bytes, int, dict[str, str]], ...] = (
     (b'{"messages": [{"role": "user", "content": "a"}], "temprature": 1}', 400, {}),
     (b'{"messages": [{"role": "user", "content": "a"}], "steps": 0}', 400, {}),
     (b'{"messages": [{"role": "user", "content": "a"}], "max_tokens": 1000000}', 400, {}),
-    (b'{"messages": [{"role": "user", "content": "a"}], "steps": 2, "remasking": "transfer", "block_length": 2}', 400, {}),
+    (b'{"messages": [{"role": "user", "content": "a"}], "steps": 4, "tokens_per_step": 2, "max_tokens": 20}', 400, {}),
     (b'{"messages": [{"role": "user", "content": "a"}], "model": "nobody"}', 404, {}),
     (b"{}", 415, {"content-type": "text/plain"}),
     (b"{}", 403, {"host": "elsewhere.example.com"}),

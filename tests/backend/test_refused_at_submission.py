@@ -17,13 +17,11 @@ from lad_engine.errors import ConfigError, RequestError
 from lad_engine.text.prompts import Prompt
 from tiny_latent import make_tiny_latent
 
-TRANSFER = {"remasking": "transfer", "block_length": 4, "max_new_tokens": 16}
 DRAFTED, FILLED = Prompt("hello", draft="the user is in"), Prompt("hello", infill="the [[2]] is")
 # family -> (prompt, settings over the family's defaults, error, its first words)
 CONFLICTS = {
     "lad": [
         ("hello", {"steps": 4, "tokens_per_step": 2, "max_new_tokens": 20}, RequestError, "steps: 4 steps of 2 tokens show 8 positions"),
-        ("hello", {**TRANSFER, "steps": 2}, RequestError, "steps is 2, expected at least 4"),
         (DRAFTED, {"max_new_tokens": 40}, RequestError, "draft: noise_start is 1"),
         (DRAFTED, {"max_new_tokens": 2, "noise_start": 0.3}, RequestError, "draft: it is"),
         ("word " * 200, {}, RequestError, "prompt: .* expected at most 512"),

@@ -123,7 +123,6 @@ def test_requests_that_cannot_be_decoded_are_refused_in_one_sentence():
         ([Canvas(np.array([7, 8]), np.array([True, True]), 1)], [params_of("random")], "a prompt position is open"),
         ([Canvas(np.array([7, 8]), np.array([False, False]), 2)], [params_of("random")], "an answer that starts inside"),
         ([canvas()], [params_of("window", steps=2)], "Give at least 3 steps"),
-        ([canvas()], [params_of("llada_blocks", steps=2)], "expected at least 3"),
         ([], [], "at least one"),
     ):
         with pytest.raises(RequestError, match=said):

@@ -90,7 +90,7 @@ def test_models_are_the_base_and_each_adapter(client):
     [
         ({"temperature": 101}, "temperature", "less than or equal to 100"),
         ({"max_tokens": 100000}, "messages", "expected at most 512"),
-        ({"max_tokens": 8, "extra_body": {"num_steps": 2, "remasking": "transfer", "block_length": 2}}, "num_steps", "expected at least 4"),
+        ({"max_tokens": 20, "extra_body": {"num_steps": 4, "tokens_per_step": 2}}, "num_steps", "show 8 positions"),
         ({"max_tokens": 20, "extra_body": {"steps": 4, "tokens_per_step": 2}}, "steps", "show 8 positions"),
         ({"max_tokens": 40, "extra_body": {"draft": "the user"}}, "draft", "noise_start is 1"),
         ({"max_tokens": 40, "extra_body": {"infill": "the [[3]]"}}, "max_tokens", "beside an infill"),
