@@ -119,7 +119,8 @@ class _LoraLinear(torch.autograd.Function):
             y[:, start:stop].addmm_(part, wide.T, alpha=scale)
         ctx.places = places
         ctx.save_for_backward(flat, weight, a, low, *b)
-        return y.view(*x.shape[:-1], -1)
+        # No view of rows: the loss writes over the head's logits, which autograd forbids for a view made here.
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, gradient):

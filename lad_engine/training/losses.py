@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +45,19 @@ def position_weights(
     return torch.where(columns > first_eos[:, None], weights * eos_pad_weight, weights), None
 
 
+class Taught(NamedTuple):
+    """What a teacher expects: its rows `[N, D]`, what maps them to fp32 logits, and its share `[N]` of each target."""
+
+    rows: Tensor
+    logits_of: Callable[[Tensor], Tensor]
+    share: Tensor
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Weighted sum of cross-entropies whose gradient is taken chunk by chunk in the forward pass."""
 
     @staticmethod
-    def forward(ctx, logits_of, targets, weights, smoothing, rows, *parameters):
+    def forward(ctx, logits_of, targets, weights, smoothing, taught, rows, *parameters):
         gradients = [torch.zeros_like(rows), *(torch.zeros_like(p, dtype=torch.float32) for p in parameters)]
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
         for start in range(0, rows.shape[0], ROWS_PER_CHUNK):
@@ -56,7 +65,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             with torch.enable_grad():
                 chunk = rows[part].detach().requires_grad_()
                 logits = logits_of(chunk)
-            loss, slope = _loss_and_slope(logits.detach(), targets[part], weights[part], smoothing)
+            expected = None if taught is None else (taught.logits_of(taught.rows[part]).softmax(1), taught.share[part])
+            loss, slope = _loss_and_slope(logits.detach(), targets[part], weights[part], smoothing, expected)
             total += loss
             chunk_gradient, *parameter_gradients = torch.autograd.grad(logits, [chunk, *parameters], slope)
             gradients[0][part] = chunk_gradient
@@ -69,21 +79,32 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         scaled = [(saved * gradient).to(dtype) for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return None, None, None, None, *scaled
+        return None, None, None, None, None, *scaled
 
 
-def _loss_and_slope(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Return the weighted loss `[]` and its gradient `[N, V]`, written over `logits`."""
+def _loss_and_slope(
+    logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, expected: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Return the weighted loss `[]` and its gradient `[N, V]`, written over `logits`; expected: distributions `[N, V]` and shares `[N]`."""
     log_total = logits.logsumexp(1)
     hit = logits.gather(1, targets[:, None])[:, 0]
-    loss = log_total - (1.0 - smoothing) * hit
+    # How much of the target is the token itself.
+    own = torch.full_like(hit, 1.0 - smoothing)
+    loss = log_total.clone()
+    if expected is not None:
+        distribution, share = expected[0].mul_(own[:, None] * expected[1][:, None]), expected[1]
+        loss -= (distribution * logits).sum(1)
+        own = own * (1.0 - share)
+    loss -= own * hit
     if smoothing:
         loss -= smoothing * logits.mean(1)
     # Overwriting is safe: the linear layer behind the logits needs its input and weight for the backward pass, not its output.
     slope = logits.sub_(log_total[:, None]).exp_()
     if smoothing:
         slope -= smoothing / logits.shape[1]
-    slope.scatter_add_(1, targets[:, None], torch.full_like(hit, smoothing - 1.0)[:, None])
+    if expected is not None:
+        slope -= distribution
+    slope.scatter_add_(1, targets[:, None], -own[:, None])
     return (loss * weights).sum(), slope.mul_(weights[:, None])
 
 
@@ -94,10 +115,12 @@ def chunked_cross_entropy(
     weights: Tensor,
     smoothing: float = 0.0,
     parameters: Sequence[nn.Parameter] = (),
+    taught: Taught | None = None,
 ) -> Tensor:
     """Return sum_n weight_n * CE(logits_of(rows)_n, target_n), one chunk of logits in memory at a time.
 
-    CE = -(1 - e) log p[target] - e mean_v log p[v], with label smoothing e.
+    CE = -(1 - e) ((1 - s) log p[target] + s sum_v q[v] log p[v]) - e mean_v log p[v], with label smoothing e and the share s of a
+    teacher's q, 0 without one.
 
     Args:
         logits_of: maps `[n, D]` to fp32 `[n, V]` logits; its last operation must not need its own output for the backward pass.
@@ -105,4 +128,4 @@ def chunked_cross_entropy(
     Returns:
         `[]` fp32, differentiable in rows and parameters.
     """
-    return _ChunkedCrossEntropy.apply(logits_of, targets, weights, smoothing, rows, *parameters)
+    return _ChunkedCrossEntropy.apply(logits_of, targets, weights, smoothing, taught, rows, *parameters)

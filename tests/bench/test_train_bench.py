@@ -13,7 +13,8 @@ import bench.train
 from bench.report import TABLES
 from bench.results import check_result
 from bench.train import BATCH, EOS_ID, OURS, SAME, THEIRS, WINDOW, Authors, Ours, examples_of, lengths_of_data
-from lad_engine.training.objectives.lad import weigh, weighed_loss
+from lad_engine.training.objectives.lad import WeighedLoss, weigh
+from lad_engine.training.objectives.objective import CleanBatch
 
 ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="sizes for a CPU")
 
@@ -54,8 +55,10 @@ def test_the_recipe_computes_the_loss_our_trainer_does(monkeypatch):
     authors = Authors(ours, torch.float32, "cpu", examples)
     trainer = ours.trainers[SAME]
     noised, clean = authors.batches[1]
-    batch = weigh(clean, noised, torch.ones_like(clean, dtype=torch.float32), None)
-    mine = weighed_loss(trainer.model, batch, trainer.objective._setting) / batch.divisor
+    none = torch.zeros(len(clean), dtype=torch.int64)
+    whole = CleanBatch(clean, none, none, none, none[0], 0)
+    batch = weigh(whole, noised, torch.ones_like(clean, dtype=torch.float32), None)
+    mine = WeighedLoss(trainer.objective._setting)(trainer.model, batch) / batch.divisor
     theirs = authors.training.loss(noised, clean)
     assert float(mine) == pytest.approx(float(theirs), rel=1e-5)
     # The pairs start at zero, so it is the base's loss; their gradients reach the same parameters.

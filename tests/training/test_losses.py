@@ -8,7 +8,7 @@ import torch
 from lad_engine.ops import select_ops
 from lad_engine.training import losses
 from lad_engine.training.gradients import differentiable
-from lad_engine.training.losses import chunked_cross_entropy, position_weights
+from lad_engine.training.losses import Taught, chunked_cross_entropy, position_weights
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -27,6 +27,24 @@ def test_chunked_cross_entropy_equals_the_plain_one_with_its_gradients(smoothing
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(got_rows.grad, want_rows.grad)
     torch.testing.assert_close(got_weight, weight.grad)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_chunked_cross_entropy_towards_a_teacher_equals_the_plain_one_with_its_gradients(smoothing, monkeypatch):
+    monkeypatch.setattr(losses, "ROWS_PER_CHUNK", 4)
+    rows, weight, base = torch.randn(11, 6), torch.randn(17, 6), torch.randn(17, 6)
+    targets, weights, share, taught_rows = torch.randint(0, 17, (11,)), torch.rand(11), torch.rand(11), torch.randn(11, 6)
+    share[2], share[5] = 0.0, 1.0
+    got_rows, want_rows = rows.clone().requires_grad_(), rows.clone().requires_grad_()
+    taught = Taught(taught_rows, lambda x: x @ base.T, share)
+    got = chunked_cross_entropy(lambda x: x @ weight.T, got_rows, targets, weights, smoothing, taught=taught)
+    got.backward()
+    hard = torch.nn.functional.one_hot(targets, 17).float()
+    mixed = (1 - share[:, None]) * hard + share[:, None] * (taught_rows @ base.T).softmax(1)
+    want = (torch.nn.functional.cross_entropy(want_rows @ weight.T, mixed, reduction="none", label_smoothing=smoothing) * weights).sum()
+    want.backward()
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got_rows.grad, want_rows.grad)
 
 
 def test_chunked_cross_entropy_of_no_rows_is_zero():

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.random.reference import CORRUPT_LEVEL
-from ..losses import chunked_cross_entropy, position_weights
+from ..losses import Taught, chunked_cross_entropy, position_weights
+from ..teacher import Teacher
 from .objective import CleanBatch, Setting
 
 # structured_noise takes the CORRUPT_LEVEL draws at index 0 to 3. These say whether all is masked, whether one block counts, and which.
@@ -20,9 +21,10 @@ WHOLE_MASK_INDEX, IS_BLOCK_INDEX, WHICH_BLOCK_INDEX = 4, 5, 6
 class WeighedBatch:
     """Noised canvases `[B, T]`, the rows and positions whose loss counts, their targets and weights, and the divisor they add.
 
-    mask: `[T, T]` bool, which key each query may see; None is all.
+    clean: the batch before the noise. mask: `[T, T]` bool, which key each query may see; None is all.
     """
 
+    clean: CleanBatch
     ids: Tensor
     row: Tensor
     position: Tensor
@@ -37,6 +39,7 @@ class LadObjective:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
+        self._weighed = WeighedLoss(setting)
 
     def draw(self, clean: CleanBatch) -> WeighedBatch:
         """Corrupt the answers and pick the rows whose loss counts."""
@@ -58,7 +61,7 @@ class LadObjective:
         if config.predicts_next_token:
             # Nothing stands before position 0, so no row predicts it.
             weights[:, 0] = 0.0
-        return weigh(clean.ids, noised, weights, divisor)
+        return weigh(clean, noised, weights, divisor)
 
     def _begun(self, clean: CleanBatch, noised: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Mask the whole answer of some examples, EOS padding included, as a decode finds it."""
@@ -86,20 +89,44 @@ class LadObjective:
 
     def loss(self, model: Any, batch: WeighedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of cross-entropies of one micro-batch."""
-        return weighed_loss(model, batch, self._setting), {}
+        return self._weighed(model, batch), {}
 
 
-def weigh(clean: Tensor, noised: Tensor, weights: Tensor, divisor: float | None, mask: Tensor | None = None) -> WeighedBatch:
+def weigh(clean: CleanBatch, noised: Tensor, weights: Tensor, divisor: float | None, mask: Tensor | None = None) -> WeighedBatch:
     """Gather the positions `[B, T]` whose weight is above 0; without a divisor the sum of weights is one."""
     row, position = (weights > 0).nonzero(as_tuple=True)
     weight = weights[row, position]
-    total = weight.sum() if divisor is None else torch.tensor(divisor, device=clean.device)
-    return WeighedBatch(noised, row, position, clean[row, position], weight, total, mask)
+    total = weight.sum() if divisor is None else torch.tensor(divisor, device=noised.device)
+    return WeighedBatch(clean, noised, row, position, clean.ids[row, position], weight, total, mask)
 
 
-def weighed_loss(model: Any, batch: WeighedBatch, setting: Setting) -> Tensor:
-    """Return sum_n weight_n CE_n over the rows that predict the gathered positions."""
-    head, config = model.head, setting.config
-    hidden = model.hidden(batch.ids, None, config.grad_checkpointing, batch.mask)
-    rows = hidden[batch.row, head.row_of(batch.position)]
-    return chunked_cross_entropy(head.logits, rows, batch.target, batch.weight, config.label_smoothing, setting.head_parameters)
+class WeighedLoss:
+    """sum_n weight_n CE_n over the gathered positions.
+
+    `teacher_share` of a target is what the base expects, where the base reads all that the denoiser does: up to the closing EOS, and with
+    nothing but masks from the position on.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._teacher: Teacher | None = None
+
+    def __call__(self, model: Any, batch: WeighedBatch) -> Tensor:
+        """Return the loss `[]`, differentiable."""
+        head, config = model.head, self._setting.config
+        taught = self._taught(model, batch) if config.teacher_share else None
+        hidden = model.hidden(batch.ids, None, config.grad_checkpointing, batch.mask)
+        rows = hidden[batch.row, head.row_of(batch.position)]
+        smoothing, parameters = config.label_smoothing, self._setting.head_parameters
+        return chunked_cross_entropy(head.logits, rows, batch.target, batch.weight, smoothing, parameters, taught)
+
+    def _taught(self, model: Any, batch: WeighedBatch) -> Taught:
+        if self._teacher is None:
+            self._teacher = Teacher(model)
+        clean = batch.clean
+        rows = self._teacher.rows(clean.ids, clean.first_eos, clean.seeds)[batch.row, (batch.position - 1).clamp(min=0)]
+        columns = torch.arange(batch.ids.shape[1], device=batch.ids.device)[None]
+        last_seen = torch.where(batch.ids != self._setting.mask_id, columns, -1).amax(1)
+        # The base knows nothing of what stands behind a position, and it would go on where the example ends.
+        is_taught = (batch.position > last_seen[batch.row].clamp(min=0)) & (batch.position < clean.first_eos[batch.row])
+        return Taught(rows, self._teacher.logits, is_taught * self._setting.config.teacher_share)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.random.reference import ANNEAL
-from .lad import WeighedBatch, weigh, weighed_loss
+from .lad import WeighedBatch, WeighedLoss, weigh
 from .objective import CleanBatch, Setting
 
 
@@ -22,6 +22,7 @@ class MaskedObjective:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
+        self._weighed = WeighedLoss(setting)
 
     def draw(self, clean: CleanBatch) -> WeighedBatch:
         """Mask the answers and weigh what is masked."""
@@ -38,11 +39,11 @@ class MaskedObjective:
         pads = torch.where(columns > clean.first_eos[:, None], config.eos_pad_weight, 1.0)
         weights = is_hidden * pads / level[:, None]
         share = float((is_hidden * pads).sum())
-        return weigh(clean.ids, noised, weights, share, self._mask(clean))
+        return weigh(clean, noised, weights, share, self._mask(clean))
 
     def loss(self, model: Any, batch: WeighedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of cross-entropies of one micro-batch, and the share of its positions that was masked."""
-        return weighed_loss(model, batch, self._setting), {"masked_share": batch.divisor / batch.ids.numel()}
+        return self._weighed(model, batch), {"masked_share": batch.divisor / batch.ids.numel()}
 
     def _mask(self, clean: CleanBatch) -> Tensor | None:
         steps = self._setting.config.anneal_steps

@@ -1,0 +1,164 @@
+"""The teacher reads the base alone from left to right, and a loss that listens to it is the cross-entropy towards its distribution."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny_families import make_family
+
+from lad_engine.adapters.reader import read_adapter
+from lad_engine.errors import ConfigError
+from lad_engine.model.backbones import backbone_of
+from lad_engine.model.language_model import LanguageModel
+from lad_engine.model.weights import open_checkpoint
+from lad_engine.ops import select_ops
+from lad_engine.train import main
+from lad_engine.training import teacher as teacher_module
+from lad_engine.training.config import TrainConfig
+from lad_engine.training.gradients import differentiable
+from lad_engine.training.lora import attach_trainable
+from lad_engine.training.objectives.lad import LadObjective
+from lad_engine.training.objectives.objective import CleanBatch, Setting
+from lad_engine.training.teacher import Teacher
+from tiny_checkpoint import make_tiny
+
+OPS = differentiable(select_ops("reference"))
+
+
+def loaded(folder):
+    checkpoint = open_checkpoint(folder)
+    return LanguageModel(backbone_of(checkpoint.facts).from_tensors(checkpoint.facts, checkpoint.tensors(), OPS))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("teacher")
+    return {"llama": make_tiny(root / "llama"), "gpt2": make_family(root / "gpt2", "diffugpt")}
+
+
+def adapted(folder):
+    """Return the model with pairs that change it, the head's included."""
+    model = loaded(folder)
+    last = {path.rpartition(".")[2] for path in model.transformer.linear_names()}
+    pairs = attach_trainable(model.transformer, sorted(last), 4, 8.0, uses_rslora=False, dropout=0.0, train_norms=False, seed=1).pairs
+    for _, b in pairs.values():
+        torch.nn.init.normal_(b, std=0.2)
+    return model
+
+
+def clean_batch():
+    ids = torch.randint(6, 200, (3, 20), generator=torch.Generator().manual_seed(2))
+    first_eos = torch.tensor([12, 17, 9])
+    for row, end in zip(ids, first_eos, strict=True):
+        row[end:] = 2
+    return CleanBatch(ids, torch.tensor([3, 6, 0]), first_eos, torch.tensor([71, 72, 73]), torch.tensor(4), 0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_its_rows_are_those_of_the_base_before_each_position(folders, name):
+    plain, model, clean = loaded(folders[name]), adapted(folders[name]), clean_batch()
+    reader = Teacher(model)
+    rows = reader.rows(clean.ids, clean.first_eos, clean.seeds)
+    for b, end in enumerate(clean.first_eos.tolist()):
+        for j in range(1, end + 1):
+            # The last row of a prefix read bidirectionally by one query is what a causal pass computes only layer by layer, so compare
+            # with a pass whose mask hides the future.
+            want = plain.hidden(clean.ids[b : b + 1, :j], mask=torch.ones(j, j, dtype=torch.bool).tril())[0, -1]
+            torch.testing.assert_close(rows[b, j - 1], want, rtol=1e-4, atol=1e-5)
+        assert not rows[b, end:].any()
+    torch.testing.assert_close(reader.logits(rows[0, :4]), plain.head.logits(rows[0, :4]))
+    # The adapter is back in place, and does something.
+    assert (model.hidden(clean.ids) - plain.hidden(clean.ids)).abs().max() > 1e-2
+    assert (model.head.logits(rows[0, :4]) - plain.head.logits(rows[0, :4])).abs().max() > 1e-3
+
+
+def test_an_example_is_read_once_while_there_is_room(folders, monkeypatch):
+    model, clean = adapted(folders["llama"]), clean_batch()
+    reads = []
+    read = Teacher._read
+    monkeypatch.setattr(Teacher, "_read", lambda self, ids: reads.append(ids.shape[1]) or read(self, ids))
+    first = Teacher(model)
+    rows = first.rows(clean.ids, clean.first_eos, clean.seeds)
+    again = first.rows(clean.ids.flip(0), clean.first_eos.flip(0), clean.seeds.flip(0))
+    assert reads == [12, 17, 9] and torch.equal(again, rows.flip(0))
+    monkeypatch.setattr(teacher_module, "KEPT_BYTES", rows[0, :12].nbytes)
+    reads.clear()
+    second = Teacher(model)
+    for _ in range(2):
+        assert torch.equal(second.rows(clean.ids, clean.first_eos, clean.seeds), rows)
+    assert reads == [12, 17, 9, 17, 9]
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_the_loss_is_towards_what_the_base_expects_where_only_masks_follow(folders, shift):
+    plain, model, clean = loaded(folders["llama"]), adapted(folders["llama"]), clean_batch()
+    config = TrainConfig(
+        loss="answer",
+        teacher_share=0.75,
+        predicts_next_token=shift,
+        eos_pad_weight=0.5,
+        corruption="mask_only",
+        block_share=0.7,
+        block_length=6,
+    )
+    model.head.predicts_next_token = shift
+    objective = LadObjective(Setting(config, OPS, 5, 2))
+    batch = objective.draw(clean)
+    taught = 0
+    loss, _ = objective.loss(model, batch)
+    hidden = model.hidden(batch.ids)
+    want = 0.0
+    for b, j, weight in zip(batch.row.tolist(), batch.position.tolist(), batch.weight.tolist(), strict=True):
+        said = model.head.logits(hidden[b, j - 1 if shift else j][None])[0].log_softmax(0)
+        target = torch.zeros_like(said)
+        target[clean.ids[b, j]] = 1.0
+        if 0 < j < int(clean.first_eos[b]) and (batch.ids[b, j:] == 5).all():
+            taught += 1
+            past = plain.hidden(clean.ids[b : b + 1, :j], mask=torch.ones(j, j, dtype=torch.bool).tril())[0, -1:]
+            target = 0.25 * target + 0.75 * plain.head.logits(past)[0].softmax(0)
+        want = want - weight * float((target * said).sum().detach())
+    assert 0 < taught < len(batch.row)
+    assert float(loss.detach()) == pytest.approx(want, rel=1e-5)
+
+
+def test_an_adapter_of_the_head_is_trained_beside_it(folders, tmp_path):
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"instruction": f"user {n}", "output": "the user"}) + "\n" for n in range(12)))
+    flags = ["--base", folders["llama"], "--data", tmp_path / "data.jsonl", "--output", tmp_path / "run", "--max-length", 72, "--rank", 4]
+    flags += ["--targets", "lm_head", "q_proj", "--teacher-share", 0.5, "--steps", 3, "--batch-size", 4, "--device", "cpu", "--quiet"]
+    assert main([str(part) for part in (*flags, "--no-plot")]) == 0
+    assert read_adapter(tmp_path / "run" / "adapter.safetensors").weights["lm_head"].b.abs().max() > 0
+
+
+def test_a_run_listens_to_it_and_other_objectives_refuse_it(folders, tmp_path, capsys):
+    rows = [{"instruction": f"{word} {number}", "output": f"the {word}"} for word in ("user", "in", "an") for number in range(6)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [
+        "--base",
+        folders["llama"],
+        "--data",
+        tmp_path / "data.jsonl",
+        "--max-length",
+        72,
+        "--rank",
+        4,
+        "--steps",
+        4,
+        "--batch-size",
+        4,
+    ]
+    flags += ["--val-share", 0.2, "--log-every", 1, "--device", "cpu", "--no-plot", "--quiet"]
+
+    def losses(name, *more):
+        assert main([str(part) for part in (*flags, "--output", tmp_path / name, *more)]) == 0
+        return [json.loads(line).get("loss") for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+
+    taught = losses("taught", "--teacher-share", 0.5)
+    assert taught != losses("plain") and taught == losses("again", "--teacher-share", 0.5)
+    assert main(["--teacher-share", "0.5", "--train-norms", "--data", str(tmp_path / "data.jsonl")]) == 2
+    assert "teacher_share is set with train_norms" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"teacher_share is 0\.5, which objective simplex does not read"):
+        TrainConfig(objective="simplex", teacher_share=0.5)
+    with pytest.raises(ConfigError, match=r"teacher_share is 1\.5, expected a number from 0 to 1"):
+        TrainConfig(teacher_share=1.5)
