@@ -60,7 +60,7 @@ def main() -> None:
     for row in rows:
         if not row["output"]:
             question = row["instruction"] + ("\n" + row["input"] if row["input"] else "")
-            ids = engine.codec.encode(engine.codec.chat_text([{"role": "system", "content": ""}, {"role": "user", "content": question}]))
+            ids = engine.codec.encode(engine.codec.render_chat([{"role": "system", "content": ""}, {"role": "user", "content": question}]))
             by_length[len(ids)].append((ids, row))
     for group in by_length.values():
         for start in range(0, len(group), BATCH):
