@@ -51,7 +51,8 @@ class TrainConfig:
         anneal_steps: updates over which attention grows from causal to bidirectional ("masked" only, 0 for none).
         loss: "all" every position, "answer" answer and EOS padding, "corrupted" changed answer positions, "mask_only" masked ones by 1/t.
         teacher_share: part of a target that is what the frozen base expects there after the clean text, instead of the token itself; up
-        to the closing EOS, where all that follows is masked ("lad" and "masked" only, see training/teacher.py).
+        to the closing EOS, where all that follows is masked. align_weight: weight of the distance between what the layers read on the
+        prompt, and on an answer that only masks follow, and what the base reads there (both: "lad" and "masked" only; training/teacher.py).
         kept_weight: weight of unchanged answer tokens with "corrupted". eos_pad_weight: of EOS positions after the first.
     Adapter: rank, alpha (None: rank), targets (last names of linear layers), dropout, rslora, train_norms, predicts_next_token.
     Optimiser: steps updates of grad_accumulation x batch_size rows (per process); AdamW, warm-up then cosine to min_lr_share.
@@ -85,6 +86,7 @@ class TrainConfig:
     loss: str = "corrupted"
     label_smoothing: float = 0.0
     teacher_share: float = 0.0
+    align_weight: float = 0.0
     kept_weight: float = 0.0
     eos_pad_weight: float = 0.1
     rank: int = 128
@@ -220,7 +222,17 @@ def _check(c: TrainConfig) -> None:
         raise ConfigError(f"config: threads is {c.threads}, expected 1 or more.")
     if c.alpha is not None and not (math.isfinite(c.alpha) and c.alpha > 0):
         raise ConfigError(f"config: alpha is {c.alpha!r}, expected a number above 0.")
-    for name in ("weight_decay", "tail_power", "eos_pads", "warmup_steps", "val_examples", "seed", "anneal_steps", "flow_classes"):
+    for name in (
+        "weight_decay",
+        "align_weight",
+        "tail_power",
+        "eos_pads",
+        "warmup_steps",
+        "val_examples",
+        "seed",
+        "anneal_steps",
+        "flow_classes",
+    ):
         if not (math.isfinite(getattr(c, name)) and getattr(c, name) >= 0):
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, expected 0 or more.")
     if not c.targets:
@@ -238,9 +250,10 @@ def _check(c: TrainConfig) -> None:
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, which objective {c.objective} does not read. Leave it out.")
     if c.flow_classes and c.flow_classes != len(c.data):
         raise ConfigError(f"config: flow_classes is {c.flow_classes} for {len(c.data)} data sources, expected one class per source, or 0.")
-    if c.teacher_share and c.objective not in ("lad", "masked"):
-        raise ConfigError(f"config: teacher_share is {c.teacher_share}, which objective {c.objective} does not read. Leave it out.")
-    if c.teacher_share and c.train_norms:
-        raise ConfigError("config: teacher_share is set with train_norms, which changes the base that teaches. Leave one of them out.")
+    for name in ("teacher_share", "align_weight"):
+        if getattr(c, name) and c.objective not in ("lad", "masked"):
+            raise ConfigError(f"config: {name} is {getattr(c, name)}, which objective {c.objective} does not read. Leave it out.")
+        if getattr(c, name) and c.train_norms:
+            raise ConfigError(f"config: {name} is set with train_norms, which changes the base that teaches. Leave one of them out.")
     if c.anneal_steps and c.objective != "masked":
         raise ConfigError(f"config: anneal_steps is {c.anneal_steps}, which objective {c.objective} does not read. Leave it out.")

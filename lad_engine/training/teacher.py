@@ -1,18 +1,25 @@
-"""The frozen base as a teacher: what it expects next at every place of the clean text, read from left to right without the adapter."""
+"""The frozen base as a teacher: what its layers read and what it expects next, on clean text, from left to right, without the adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..model.projection import Projection
 
-# Rows of examples read once are kept up to this many bytes; later examples are read again each time.
-KEPT_BYTES = 2**30
+# Layers whose input is compared, evenly spaced; the last norm's output comes on top.
+TAPPED_LAYERS = 6
+
+
+class Reading(NamedTuple):
+    """hidden: `[B, T, D]` before the final norm. normed: `[B, T, D]` each, what tapped layers and the head read."""
+
+    hidden: Tensor
+    normed: tuple[Tensor, ...]
 
 
 @contextmanager
@@ -29,47 +36,57 @@ def bare(projections: Iterable[Projection]) -> Iterator[None]:
 
 
 class Teacher:
-    """Token-level distillation from the model's own base (Hinton et al., arXiv 1503.02531; sequence level: Kim and Rush, arXiv 1606.07947).
+    """The model's own base, which the adapter must not forget.
 
-    A denoiser that has hidden tokens beside it cannot know which of several continuations an example took. The base's distribution
-    p(x_j | x_<j) over the clean text names them all, so that one example teaches what many would.
+    expected: token-level distillation (Hinton et al., arXiv 1503.02531). A denoiser cannot know which of several continuations an example
+    took; the base's p(x_j | x_<j) over the clean text names them all, so that one example teaches what many would.
+    distance: hidden-state matching, layer by layer, as in MOHAWK (Bick et al., arXiv 2408.10189). Attention that suddenly looks ahead
+    disturbs every layer's input on text that the base could read before; bringing it back is a target at every position of that text.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._kept: dict[int, Tensor] = {}
-        self._bytes = 0
+        layers = model.transformer.layers
+        step = max(len(layers) // TAPPED_LAYERS, 1)
+        self._tapped = [layer.qkv for layer in list(layers)[step - 1 :: step]]
 
     @torch.no_grad()
-    def rows(self, ids: Tensor, first_eos: Tensor, seeds: Tensor) -> Tensor:
-        """Return `[B, T, D]`: row j-1 expects position j, for every j up to the first EOS; zeros beyond.
-
-        ids: `[B, T]` int64, clean. first_eos: `[B]`. seeds: `[B]`, one per example, by which its rows are kept.
-        """
-        rows = self._model.head.norm.new_zeros(*ids.shape, self._model.transformer.facts.width)
-        for b, (name, end) in enumerate(zip(seeds.tolist(), first_eos.tolist(), strict=True)):
-            part = self._kept.get(name)
-            if part is None:
-                # Each example by itself: its rows then have the same bits in a run that was resumed and kept none.
-                part = self._read(ids[b : b + 1, :end])
-                if self._bytes + part.nbytes <= KEPT_BYTES:
-                    self._kept[name] = part
-                    self._bytes += part.nbytes
-            rows[b, : len(part)] = part
-        return rows
-
-    def _read(self, ids: Tensor) -> Tensor:
-        """Return the base's rows `[T, D]` of one text `[1, T]`."""
+    def read(self, ids: Tensor) -> Reading:
+        """Read clean ids `[B, T]` as the base does."""
         transformer = self._model.transformer
         is_past = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
         was_training = transformer.training
         transformer.eval()
-        with bare(transformer.projections()):
-            rows = transformer(ids, mask=is_past)[0]
+        with bare(transformer.projections()), self.listening() as heard:
+            hidden = transformer(ids, mask=is_past)
         transformer.train(was_training)
-        return rows
+        return self.reading(hidden, heard)
 
-    def logits(self, rows: Tensor) -> Tensor:
-        """Map rows `[N, D]` to the base's fp32 logits `[N, V]`."""
+    @contextmanager
+    def listening(self) -> Iterator[list[Tensor]]:
+        """Yield a list that receives what the tapped layers read, in their order, while the model runs once."""
+        heard: list[Tensor] = []
+        with ExitStack() as stack:
+            for projection in self._tapped:
+                stack.callback(projection.register_forward_pre_hook(lambda _, args: heard.append(args[0])).remove)
+            yield heard
+
+    def reading(self, hidden: Tensor, heard: list[Tensor]) -> Reading:
+        """Put together what one run gave."""
+        return Reading(hidden, (*heard, self._model.head.normed(hidden)))
+
+    def expected(self, rows: Tensor) -> Tensor:
+        """Map the base's rows `[N, D]` to its fp32 logits `[N, V]`."""
         with bare([self._model.head.projection]):
             return self._model.head.logits(rows)
+
+
+def distance(student: Reading, teacher: Reading, is_compared: Tensor) -> Tensor:
+    """Return the mean of |s - t|^2 / |t|^2 over the rows that `is_compared` `[B, T]` names and over what was tapped; 0 for no rows."""
+    if not bool(is_compared.any()):
+        return student.hidden.new_zeros(())
+    total = student.hidden.new_zeros(())
+    for s, t in zip(student.normed, teacher.normed, strict=True):
+        s, t = s[is_compared].float(), t[is_compared].float()
+        total = total + ((s - t).square().sum(-1) / t.square().sum(-1)).mean()
+    return total / len(teacher.normed)

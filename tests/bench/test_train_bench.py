@@ -58,7 +58,7 @@ def test_the_recipe_computes_the_loss_our_trainer_does(monkeypatch):
     none = torch.zeros(len(clean), dtype=torch.int64)
     whole = CleanBatch(clean, none, none, none, none[0], 0)
     batch = weigh(whole, noised, torch.ones_like(clean, dtype=torch.float32), None)
-    mine = WeighedLoss(trainer.objective._setting)(trainer.model, batch) / batch.divisor
+    mine = WeighedLoss(trainer.objective._setting)(trainer.model, batch)[0] / batch.divisor
     theirs = authors.training.loss(noised, clean)
     assert float(mine) == pytest.approx(float(theirs), rel=1e-5)
     # The pairs start at zero, so it is the base's loss; their gradients reach the same parameters.

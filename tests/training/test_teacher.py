@@ -1,4 +1,4 @@
-"""The teacher reads the base alone from left to right, and a loss that listens to it is the cross-entropy towards its distribution."""
+"""The teacher is the base alone, read from left to right; the loss goes towards its distribution and its layers' inputs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from lad_engine.model.language_model import LanguageModel
 from lad_engine.model.weights import open_checkpoint
 from lad_engine.ops import select_ops
 from lad_engine.train import main
-from lad_engine.training import teacher as teacher_module
 from lad_engine.training.config import TrainConfig
 from lad_engine.training.gradients import differentiable
 from lad_engine.training.lora import attach_trainable
 from lad_engine.training.objectives.lad import LadObjective
 from lad_engine.training.objectives.objective import CleanBatch, Setting
-from lad_engine.training.teacher import Teacher
+from lad_engine.training.teacher import Teacher, distance
 from tiny_checkpoint import make_tiny
 
 OPS = differentiable(select_ops("reference"))
@@ -57,38 +56,62 @@ def clean_batch():
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_its_rows_are_those_of_the_base_before_each_position(folders, name):
+def test_it_reads_as_the_base_alone_does_from_left_to_right(folders, name):
     plain, model, clean = loaded(folders[name]), adapted(folders[name]), clean_batch()
-    reader = Teacher(model)
-    rows = reader.rows(clean.ids, clean.first_eos, clean.seeds)
-    for b, end in enumerate(clean.first_eos.tolist()):
-        for j in range(1, end + 1):
-            # The last row of a prefix read bidirectionally by one query is what a causal pass computes only layer by layer, so compare
-            # with a pass whose mask hides the future.
-            want = plain.hidden(clean.ids[b : b + 1, :j], mask=torch.ones(j, j, dtype=torch.bool).tril())[0, -1]
-            torch.testing.assert_close(rows[b, j - 1], want, rtol=1e-4, atol=1e-5)
-        assert not rows[b, end:].any()
-    torch.testing.assert_close(reader.logits(rows[0, :4]), plain.head.logits(rows[0, :4]))
+    teacher = Teacher(model)
+    read = teacher.read(clean.ids)
+    past = torch.ones(20, 20, dtype=torch.bool).tril()
+    with Teacher(plain).listening() as heard:
+        hidden = plain.hidden(clean.ids, mask=past)
+    assert torch.equal(read.hidden, hidden) and len(read.normed) == 1 + len(heard) == 1 + len(model.transformer.layers)
+    for got, want in zip(read.normed, (*heard, plain.head.normed(hidden)), strict=True):
+        assert torch.equal(got, want)
+    # What stands behind a position does not reach its row.
+    other = clean.ids.clone()
+    other[:, 9:] = 17
+    torch.testing.assert_close(teacher.read(other).hidden[:, :9], hidden[:, :9], rtol=1e-4, atol=1e-5)
+    assert torch.equal(teacher.expected(hidden[0]), plain.head.logits(hidden[0]))
     # The adapter is back in place, and does something.
     assert (model.hidden(clean.ids) - plain.hidden(clean.ids)).abs().max() > 1e-2
-    assert (model.head.logits(rows[0, :4]) - plain.head.logits(rows[0, :4])).abs().max() > 1e-3
+    assert (model.head.logits(hidden[0]) - plain.head.logits(hidden[0])).abs().max() > 1e-3
 
 
-def test_an_example_is_read_once_while_there_is_room(folders, monkeypatch):
+@pytest.mark.parametrize("shift", [True, False])
+def test_the_distance_is_taken_on_the_prompt_and_before_masks_that_nothing_follows(folders, shift):
+    plain, model, clean = loaded(folders["llama"]), adapted(folders["llama"]), clean_batch()
+    model.head.predicts_next_token = shift
+    changes = {"loss": "answer", "predicts_next_token": shift, "corruption": "mask_only", "block_share": 0.5, "block_length": 4}
+    drawn, losses = [], []
+    for weight in (0.0, 3.0):
+        objective = LadObjective(Setting(TrainConfig(**changes, align_weight=weight), OPS, 5, 2))
+        drawn.append(objective.draw(clean))
+        losses.append(objective.loss(model, drawn[-1]))
+    batch, far = drawn[1], float(losses[1][1]["distance"])
+    assert float((losses[1][0] - losses[0][0]).detach()) == pytest.approx(3.0 * far * float(batch.divisor), rel=1e-3)
+    with Teacher(model).listening() as heard:
+        hidden = model.hidden(batch.ids)
+    mine = (*heard, model.head.normed(hidden))
+    with Teacher(plain).listening() as heard:
+        hidden = plain.hidden(clean.ids, mask=torch.ones(20, 20, dtype=torch.bool).tril())
+    bases = (*heard, plain.head.normed(hidden))
+    found, rows = 0.0, 0
+    for b in range(3):
+        same = (batch.ids[b] == clean.ids[b]).tolist()
+        first = same.index(False)
+        stop = int(clean.answer_start[b]) - shift if (batch.ids[b, first:] != 5).any() else first
+        for j in range(min(stop, int(clean.first_eos[b]))):
+            rows += 1
+            found += sum(
+                float((m[b, j] - t[b, j]).detach().square().sum() / t[b, j].square().sum()) for m, t in zip(mine, bases, strict=True)
+            )
+    assert rows > 5 and far == pytest.approx(found / rows / len(mine), rel=1e-4)
+
+
+def test_no_clean_text_before_the_damage_is_no_distance(folders):
     model, clean = adapted(folders["llama"]), clean_batch()
-    reads = []
-    read = Teacher._read
-    monkeypatch.setattr(Teacher, "_read", lambda self, ids: reads.append(ids.shape[1]) or read(self, ids))
-    first = Teacher(model)
-    rows = first.rows(clean.ids, clean.first_eos, clean.seeds)
-    again = first.rows(clean.ids.flip(0), clean.first_eos.flip(0), clean.seeds.flip(0))
-    assert reads == [12, 17, 9] and torch.equal(again, rows.flip(0))
-    monkeypatch.setattr(teacher_module, "KEPT_BYTES", rows[0, :12].nbytes)
-    reads.clear()
-    second = Teacher(model)
-    for _ in range(2):
-        assert torch.equal(second.rows(clean.ids, clean.first_eos, clean.seeds), rows)
-    assert reads == [12, 17, 9, 17, 9]
+    read = Teacher(model).read(clean.ids)
+    assert distance(read, read, torch.zeros(3, 20, dtype=torch.bool)) == 0
+    assert distance(read, read, torch.ones(3, 20, dtype=torch.bool)) == 0
 
 
 @pytest.mark.parametrize("shift", [True, False])
@@ -154,11 +177,15 @@ def test_a_run_listens_to_it_and_other_objectives_refuse_it(folders, tmp_path, c
         assert main([str(part) for part in (*flags, "--output", tmp_path / name, *more)]) == 0
         return [json.loads(line).get("loss") for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
 
-    taught = losses("taught", "--teacher-share", 0.5)
-    assert taught != losses("plain") and taught == losses("again", "--teacher-share", 0.5)
-    assert main(["--teacher-share", "0.5", "--train-norms", "--data", str(tmp_path / "data.jsonl")]) == 2
-    assert "teacher_share is set with train_norms" in capsys.readouterr().err
+    both = ("--teacher-share", 0.5, "--align-weight", 2, "--grad-checkpointing")
+    taught = losses("taught", *both)
+    assert taught != losses("plain") and taught == losses("again", *both)
+    assert '"distance": ' in (tmp_path / "taught" / "metrics.jsonl").read_text()
+    assert main(["--align-weight", "0.5", "--train-norms", "--data", str(tmp_path / "data.jsonl")]) == 2
+    assert "align_weight is set with train_norms" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"teacher_share is 0\.5, which objective simplex does not read"):
         TrainConfig(objective="simplex", teacher_share=0.5)
+    with pytest.raises(ConfigError, match=r"align_weight is -1, expected 0 or more"):
+        TrainConfig(align_weight=-1)
     with pytest.raises(ConfigError, match=r"teacher_share is 1\.5, expected a number from 0 to 1"):
         TrainConfig(teacher_share=1.5)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...kernels.random.reference import CORRUPT_LEVEL
 from ..losses import Taught, chunked_cross_entropy, position_weights
-from ..teacher import Teacher
+from ..teacher import Reading, Teacher, distance
 from .objective import CleanBatch, Setting
 
 # structured_noise takes the CORRUPT_LEVEL draws at index 0 to 3. These say whether all is masked, whether one block counts, and which.
@@ -89,7 +89,7 @@ class LadObjective:
 
     def loss(self, model: Any, batch: WeighedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of cross-entropies of one micro-batch."""
-        return self._weighed(model, batch), {}
+        return self._weighed(model, batch)
 
 
 def weigh(clean: CleanBatch, noised: Tensor, weights: Tensor, divisor: float | None, mask: Tensor | None = None) -> WeighedBatch:
@@ -101,32 +101,54 @@ def weigh(clean: CleanBatch, noised: Tensor, weights: Tensor, divisor: float | N
 
 
 class WeighedLoss:
-    """sum_n weight_n CE_n over the gathered positions.
+    """sum_n weight_n CE_n over the gathered positions, plus the divisor times `align_weight` times a distance from the base.
 
     `teacher_share` of a target is what the base expects, where the base reads all that the denoiser does: up to the closing EOS, and with
-    nothing but masks from the position on.
+    nothing but masks from the position on. The distance is taken on the clean text before such masks, and on other examples' prompts.
     """
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._teacher: Teacher | None = None
 
-    def __call__(self, model: Any, batch: WeighedBatch) -> Tensor:
-        """Return the loss `[]`, differentiable."""
+    def __call__(self, model: Any, batch: WeighedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss `[]`, differentiable, and what is worth noting."""
         head, config = model.head, self._setting.config
-        taught = self._taught(model, batch) if config.teacher_share else None
-        hidden = model.hidden(batch.ids, None, config.grad_checkpointing, batch.mask)
-        rows = hidden[batch.row, head.row_of(batch.position)]
-        smoothing, parameters = config.label_smoothing, self._setting.head_parameters
-        return chunked_cross_entropy(head.logits, rows, batch.target, batch.weight, smoothing, parameters, taught)
-
-    def _taught(self, model: Any, batch: WeighedBatch) -> Taught:
+        if not (config.teacher_share or config.align_weight):
+            return self._loss(head, batch, model.hidden(batch.ids, None, config.grad_checkpointing, batch.mask), None), {}
         if self._teacher is None:
             self._teacher = Teacher(model)
-        clean = batch.clean
-        rows = self._teacher.rows(clean.ids, clean.first_eos, clean.seeds)[batch.row, (batch.position - 1).clamp(min=0)]
-        columns = torch.arange(batch.ids.shape[1], device=batch.ids.device)[None]
-        last_seen = torch.where(batch.ids != self._setting.mask_id, columns, -1).amax(1)
+        base = self._teacher.read(batch.clean.ids)
+        with self._teacher.listening() as heard:
+            hidden = model.hidden(batch.ids, None, config.grad_checkpointing, batch.mask)
+        taught = self._taught(batch, base) if config.teacher_share else None
+        loss = self._loss(head, batch, hidden, taught)
+        if not config.align_weight:
+            return loss, {}
+        far = distance(self._teacher.reading(hidden, heard), base, self._is_compared(batch))
+        return loss + config.align_weight * batch.divisor * far, {"distance": far.detach()}
+
+    def _loss(self, head: Any, batch: WeighedBatch, hidden: Tensor, taught: Taught | None) -> Tensor:
+        rows = hidden[batch.row, head.row_of(batch.position)]
+        smoothing, parameters = self._setting.config.label_smoothing, self._setting.head_parameters
+        return chunked_cross_entropy(head.logits, rows, batch.target, batch.weight, smoothing, parameters, taught)
+
+    def _taught(self, batch: WeighedBatch, base: Reading) -> Taught:
         # The base knows nothing of what stands behind a position, and it would go on where the example ends.
-        is_taught = (batch.position > last_seen[batch.row].clamp(min=0)) & (batch.position < clean.first_eos[batch.row])
-        return Taught(rows, self._teacher.logits, is_taught * self._setting.config.teacher_share)
+        is_last = (batch.position > self._last_seen(batch)[batch.row].clamp(min=0)) & (batch.position < batch.clean.first_eos[batch.row])
+        rows = base.hidden[batch.row, (batch.position - 1).clamp(min=0)]
+        return Taught(rows, self._teacher.expected, is_last * self._setting.config.teacher_share)
+
+    def _is_compared(self, batch: WeighedBatch) -> Tensor:
+        """Return `[B, T]`: the rows of clean text up to the closing EOS that a decode from left to right has read; else the prompt's."""
+        columns = torch.arange(batch.ids.shape[1], device=batch.ids.device)[None]
+        damaged = torch.where(batch.ids != batch.clean.ids, columns, batch.ids.shape[1]).amin(1)
+        # Where something is seen behind the damage, rows of the answer restore it or keep it as it is, for which they must look ahead.
+        prompt = batch.clean.answer_start - int(self._setting.config.predicts_next_token)
+        end = torch.where(self._last_seen(batch) > damaged, prompt, damaged)
+        return columns < torch.minimum(end, batch.clean.first_eos)[:, None]
+
+    def _last_seen(self, batch: WeighedBatch) -> Tensor:
+        """Return `[B]`: the last position that is not masked, -1 where all are."""
+        columns = torch.arange(batch.ids.shape[1], device=batch.ids.device)[None]
+        return torch.where(batch.ids != self._setting.mask_id, columns, -1).amax(1)

@@ -43,7 +43,8 @@ class MaskedObjective:
 
     def loss(self, model: Any, batch: WeighedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of cross-entropies of one micro-batch, and the share of its positions that was masked."""
-        return self._weighed(model, batch), {"masked_share": batch.divisor / batch.ids.numel()}
+        loss, noted = self._weighed(model, batch)
+        return loss, {"masked_share": batch.divisor / batch.ids.numel(), **noted}
 
     def _mask(self, clean: CleanBatch) -> Tensor | None:
         steps = self._setting.config.anneal_steps
