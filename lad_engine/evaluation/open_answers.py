@@ -28,13 +28,16 @@ def open_conditions(engine: Engine, profile: str, steps: Sequence[int], settings
     """Return the adapter's conditions: at each step count with the paper's re-noising, without any, and as `profile` decodes.
 
     Only LAD's loop puts noise back; of another family there is the profile alone. Where the profile is one of the two it is not repeated.
+    With re-noising every step is made: while nearly all is hidden, greedy predictions are equal, and the paper's early stop takes the first
+    of many steps for convergence. When answers settle is measured either way.
     """
     own = engine.sampling(None if profile in (TASK_SETTINGS, "adapter") else profile)
     length = {"max_new_tokens": own.max_new_tokens, **settings}
     conditions = []
     for count in steps:
         if engine.family == "lad":
-            conditions.append(Condition(f"{RENOISED}, {count} steps", "diffusion", engine, "paper", {**length, "steps": count}))
+            renoised = {"early_stop": False, **length, "steps": count}
+            conditions.append(Condition(f"{RENOISED}, {count} steps", "diffusion", engine, "paper", renoised))
             kept = {**length, "steps": count, "remasking": "none"}
             conditions.append(Condition(f"{KEPT}, {count} steps", "diffusion", engine, "paper", kept))
         named = "adapter" if profile == TASK_SETTINGS else profile
