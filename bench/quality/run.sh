@@ -22,7 +22,7 @@ for part in "${parts[@]}"; do
         open) "${evaluate[@]}" --tasks open --prompts "$prompts" --step-counts 8,16,32,64 --out "$out/open.json" ;;
         # The adapter's own profile, one block of it: what these tasks ask for is a letter, a word, or a gap of known length.
         own) "${evaluate[@]}" --tasks arc_easy,arc_challenge,mmlu,hellaswag,piqa,lambada,rocstories --data "$data" --limit 200 \
-            --profile adapter --max-new-tokens 8 --steps 8 --block-length 8 --scoring generation --out "$out/own.json" ;;
+            --profile adapter --max-new-tokens 8 --steps 8 --scoring generation --out "$out/own.json" ;;
         # The paper's protocol: a window of 256 positions.
         paper) "${evaluate[@]}" --tasks arc_easy,arc_challenge,mmlu,hellaswag,piqa,gsm8k --data "$data" --limit 200 \
             --scoring generation --out "$out/paper.json" ;;

@@ -157,29 +157,19 @@ def test_an_adapter_of_the_head_is_trained_beside_it(folders, tmp_path):
 def test_a_run_listens_to_it_and_other_objectives_refuse_it(folders, tmp_path, capsys):
     rows = [{"instruction": f"{word} {number}", "output": f"the {word}"} for word in ("user", "in", "an") for number in range(6)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = [
-        "--base",
-        folders["llama"],
-        "--data",
-        tmp_path / "data.jsonl",
-        "--max-length",
-        72,
-        "--rank",
-        4,
-        "--steps",
-        4,
-        "--batch-size",
-        4,
-    ]
-    flags += ["--val-share", 0.2, "--log-every", 1, "--device", "cpu", "--no-plot", "--quiet"]
+    flags = ["--base", folders["llama"], "--data", tmp_path / "data.jsonl", "--max-length", 72, "--rank", 4, "--steps", 4]
+    flags += ["--batch-size", 4, "--val-share", 0.2, "--log-every", 1, "--device", "cpu", "--no-plot", "--quiet"]
 
     def losses(name, *more):
         assert main([str(part) for part in (*flags, "--output", tmp_path / name, *more)]) == 0
-        return [json.loads(line).get("loss") for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [line["loss"] for line in lines if "loss" in line]
 
-    both = ("--teacher-share", 0.5, "--align-weight", 2, "--grad-checkpointing")
+    both = ("--teacher-share", 0.5, "--align-weight", 2, "--loss", "answer")
     taught = losses("taught", *both)
-    assert taught != losses("plain") and taught == losses("again", *both)
+    assert taught != losses("plain", "--loss", "answer") and taught == losses("again", *both)
+    # Layers that are computed again for the backward pass give the same gradients.
+    assert taught == pytest.approx(losses("recomputed", *both, "--grad-checkpointing"), rel=1e-5)
     assert '"distance": ' in (tmp_path / "taught" / "metrics.jsonl").read_text()
     assert main(["--align-weight", "0.5", "--train-norms", "--data", str(tmp_path / "data.jsonl")]) == 2
     assert "align_weight is set with train_norms" in capsys.readouterr().err
