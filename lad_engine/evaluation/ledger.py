@@ -78,13 +78,14 @@ class Ledger:
 
     def _read(self, path: Path) -> None:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"out: {path} cannot be read ({error}), expected finished examples. Remove it to start anew.") from error
-        if lines and not lines[-1].endswith("\n"):
-            path.write_text("".join(lines[:-1]), encoding="utf-8")
-            lines = lines[:-1]
-        for number, line in enumerate(lines, start=1):
+            # Bytes: an answer may hold what str.splitlines takes for the end of a line, and a cut may fall inside a character.
+            finished, newline, rest = path.read_bytes().rpartition(b"\n")
+            if rest:
+                with path.open("r+b") as file:
+                    file.truncate(len(finished) + len(newline))
+        except OSError as error:
+            raise ConfigError(f"out: {path} cannot be read ({error.strerror}). Choose another --out.") from error
+        for number, line in enumerate(finished.split(b"\n") if finished else (), start=1):
             try:
                 item = json.loads(line)
                 self._rows[item["key"], item["id"]] = item["row"]
