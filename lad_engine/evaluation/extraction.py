@@ -14,13 +14,14 @@ _FENCE = re.compile(r"```(?:[a-zA-Z]+)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 def chosen_option(text: str, choices: Sequence[str]) -> int | None:
     """Return which option a text chooses, None where it chooses none.
 
-    1. A letter behind "answer is", "answer:", "option" or "choice" ("The answer is (B)").
+    1. A letter behind "answer is", "option is", "choice is" or "answer:" ("The answer is (B)"); else behind "option" or "choice".
     2. A letter that is the whole text, or begins it and is followed by `.`, `)`, `:` or `,`; or one in brackets anywhere, "(B)".
     3. The one option whose words occur in the text; where an option contains another one, the longer counts. Several: none.
     """
     letters = LETTERS[: len(choices)]
     patterns = (
-        rf"(?i:\b(?:answer\s+is|answer\s*:|option|choice))\s*:?\s*\(?\**([{letters}])\b",
+        rf"(?i:\b(?:(?:answer|option|choice)\s+is|answer\s*:))\s*:?\s*\(?\**([{letters}])\b",
+        rf"(?i:\b(?:option|choice))\s*:?\s*\(?\**([{letters}])\b",
         rf"^\W*([{letters}])(?:\W*$|[.):,])",
         rf"\(([{letters}])\)",
     )
@@ -49,21 +50,21 @@ def last_number(text: str) -> Decimal | None:
 
 def first_word(text: str) -> str:
     """Return the first word of a continuation, in lower case and without punctuation around it."""
-    words = _words(text).split()
-    return words[0] if words else ""
+    words = (word.strip("'’-") for word in _words(text).split())
+    return next(filter(None, words), "")
 
 
 def program(text: str, prompt: str, entry_point: str) -> str:
     """Return the program an answer makes of a function's head and docstring.
 
-    The first fenced block, else the whole text. Where it defines the function, the prompt's import lines are put in front of it; otherwise
-    it is taken as the function's body, indented where it is not.
+    The first fenced block, else the whole text. Where it defines the function, what the prompt has in front of that function (imports,
+    helpers that the tests call) is put before it; otherwise it is taken as the function's body, indented where it is not.
     """
     found = _FENCE.search(text)
     code = found[1] if found else text
-    if re.search(rf"^\s*def\s+{re.escape(entry_point)}\b", code, re.MULTILINE):
-        imports = [line for line in prompt.splitlines() if re.match(r"(from|import)\s", line)]
-        return "\n".join([*imports, code])
+    head = rf"^\s*def\s+{re.escape(entry_point)}\b"
+    if re.search(head, code, re.MULTILINE):
+        return re.split(head, prompt, maxsplit=1, flags=re.MULTILINE)[0] + "\n" + code
     lines = code.strip("\n").splitlines()
     if lines and not lines[0].startswith((" ", "\t")):
         lines = [f"    {line}" for line in lines]

@@ -72,9 +72,11 @@ def generation_work(task: Task, condition: Condition, examples: Sequence[Example
         "length": "the reference's" if task.length else "the window's rest (256), or max_new_tokens where given",
         "sampling": condition.recorded(params),
     }
-    return Work(
-        task.name, condition, examples, settings, lambda batch: answer_task(condition, task, batch), lambda rows: task_metrics(task, rows)
-    )
+
+    def summarise(rows: list[Row]) -> dict[str, Any]:
+        return task_metrics(task, rows if task.runs_code else _scored_again(task, examples, rows))
+
+    return Work(task.name, condition, examples, settings, lambda batch: answer_task(condition, task, batch), summarise)
 
 
 def likelihood_work(task: Task, condition: Condition, examples: Sequence[Example], copies: int) -> Work:
@@ -102,6 +104,11 @@ def task_metrics(task: Task, rows: list[Row]) -> dict[str, Any]:
         for name, kind in task.metrics.items()
     }
     return {**out, **cost_metrics(rows)}
+
+
+def _scored_again(task: Task, examples: Sequence[Example], rows: list[Row]) -> list[Row]:
+    """Score kept answers by the rules as they are now: a decode is slow and its text does not change, a rule of reading may."""
+    return [{**row, **task.scored(example, row["text"])} for example, row in zip(examples, rows, strict=True)]
 
 
 def cost_metrics(rows: list[Row]) -> dict[str, Any]:

@@ -318,6 +318,20 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
+def test_kept_answers_are_scored_by_the_rules_as_they_are_now(evaluate, tmp_path: Path):
+    out = tmp_path / "o.json"
+    words = ["--tasks", "arc_easy", "--scoring", "generation", "--baselines", "none", "--profile", "adapter", "--steps", "1"]
+    words += ["--max-new-tokens", "2", "--limit", "1", "--out", str(out)]
+    assert evaluate(*words) == 0
+    ledger = out.with_suffix(".examples.jsonl")
+    kept = read(ledger)
+    # As an earlier rule might have left it, which could not read this answer.
+    kept["row"] |= {"text": "The correct option is B.", "accuracy": False, "answered": False}
+    ledger.write_text(json.dumps(kept) + "\n")
+    assert evaluate(*words) == 0
+    assert of(read(out), "arc_easy", "tiny")["metrics"]["accuracy"]["value"] == 1.0
+
+
 def test_a_batch_is_redone_whole(tmp_path: Path):
     examples, calls = [Example(str(n), "x") for n in range(3)], []
 

@@ -21,6 +21,9 @@ CHOICES = ("an apple", "a pear", "a pear tree", "nothing")
         ("D.", 3),
         ("The answer is (B), not A.", 1),
         ("Answer: C", 2),
+        ("The correct option is B. Click the", 1),
+        ("Option A is wrong, so the answer is D", 3),
+        ("I take option C", 2),
         ("A pear.", 1),
         ("It is a pear tree in a garden", 2),
         ("I would say an apple or nothing", None),
@@ -53,7 +56,8 @@ def test_a_solution_ends_with_its_number(text, number):
 
 def test_the_first_word_has_neither_case_nor_marks():
     assert first_word(' "Signs," he said') == "signs"
-    assert first_word("...") == ""
+    assert first_word("...") == first_word("--") == ""
+    assert first_word("- 'sea' it was") == "sea" and first_word("don't") == "don't"
 
 
 HEAD = 'from typing import List\n\ndef double(x: int) -> int:\n    """Twice."""\n'
@@ -73,6 +77,13 @@ def test_a_program_is_a_block_a_function_or_its_body(text):
     exec(program(text, HEAD, "double"), names)
     assert names["double"](4) == 8
     assert "List" in names
+
+
+def test_helpers_of_the_prompt_stand_before_an_answer_that_is_the_whole_function():
+    helped = 'import math\n\ndef half(x):\n    return math.floor(x / 2)\n\ndef quarter(x):\n    """A quarter."""\n'
+    names: dict = {}
+    exec(program("```python\ndef quarter(x):\n    return half(half(x))\n```", helped, "quarter"), names)
+    assert names["quarter"](9) == 2 and names["half"](5) == 2
 
 
 def test_rouge_by_hand():
