@@ -110,7 +110,7 @@ class Trainer:
         config, counters = self.config, self.counters
         metrics = MetricsFile(self.run / "metrics.jsonl", counters.step) if self.processes.is_main else None
         progress = Progress(config.steps, counters.step, self.is_shown and self.processes.is_main)
-        saved_at = counters.step if counters.step else -1
+        saved_at = begun_at = counters.step if counters.step else -1
         try:
             if counters.step == 0:
                 # Dropout draws from torch's own generator; a resumed run has restored it.
@@ -132,6 +132,9 @@ class Trainer:
                     saved_at = counters.step
             if saved_at != counters.step:
                 self.save()
+            elif begun_at == counters.step and self.processes.is_main:
+                # Nothing was left to do; the process before may have ended after its checkpoint and before its adapter.
+                self.export(counters.step)
         finally:
             progress.close()
         return counters.step >= config.steps

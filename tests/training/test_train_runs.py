@@ -77,6 +77,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(place, monkeypatc
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
+def test_a_run_killed_between_its_last_checkpoint_and_its_adapter_has_the_last_adapter_when_resumed(place, monkeypatch):
+    save = Trainer.save
+
+    def killed(self):
+        if self.counters.step == 6:
+            monkeypatch.setattr(self, "export", lambda step: os.kill(os.getpid(), signal.SIGTERM))
+        save(self)
+
+    monkeypatch.setattr(Trainer, "save", killed)
+    assert run(place, "cut", "--save-every", 3) == 0
+    monkeypatch.setattr(Trainer, "save", save)
+    assert read_adapter(place / "cut" / "adapter.safetensors").facts.extra["updates"] == 3
+    assert main(["--resume", "--output", str(place / "cut"), "--quiet"]) == 0
+    assert read_adapter(place / "cut" / "adapter.safetensors").facts.extra["updates"] == 6
+
+
 def test_the_adapter_gives_peft_the_logits_it_gives_us(place):
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
