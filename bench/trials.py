@@ -65,9 +65,7 @@ class Trial:
     @property
     def key(self) -> str:
         """Name the settings, so that a finished trial of others is not taken for this one."""
-        settings = {
-            name: value for name, value in self.config.to_mapping().items() if name not in ("output", "threads", "plot", "log_every")
-        }
+        settings = {name: value for name, value in self.config.to_mapping().items() if name not in NO_SETTINGS}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -104,8 +102,11 @@ def trained(trial: Trial) -> bool:
 
 
 def _is_finished(run: Path, steps: int) -> bool:
-    found = list_checkpoints(run)
-    return bool(found) and found[-1].name.endswith(f"{steps:08d}") and (run / "adapter.safetensors").is_file()
+    found, adapter = list_checkpoints(run), run / "adapter.safetensors"
+    if not (found and found[-1].name.endswith(f"{steps:08d}") and adapter.is_file()):
+        return False
+    # A run killed behind its last checkpoint leaves the adapter of the one before.
+    return read_adapter(adapter).facts.extra.get("updates") == steps
 
 
 def _toml(config: TrainConfig) -> Iterator[str]:

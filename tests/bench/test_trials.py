@@ -12,7 +12,10 @@ import pytest
 from bench import trials
 from bench.results import check_result
 from bench.trials import ALL_LINEAR, AXES, REFERENCE, Trial, main
+from lad_engine.adapters.reader import read_adapter
+from lad_engine.adapters.single_file import save_single_file
 from lad_engine.training.config import TrainConfig
+from tiny_adapter import write_adapter
 from tiny_checkpoint import make_tiny
 
 
@@ -99,6 +102,16 @@ def test_a_trial_that_was_stopped_goes_on_and_says_so(place, capsys, monkeypatch
     monkeypatch.setattr(trials.trainer, "main", lambda given: (seen.append("--resume" in given), command(given))[1])
     assert main(arguments(place, "--axes", "shift", "--runs", str(place / "other"))) == 0
     assert seen == [True, False]
+
+
+@pytest.mark.parametrize("updates, is_finished", [(4, True), (2, False)])
+def test_an_adapter_of_an_earlier_checkpoint_is_not_judged_for_the_last(tmp_path, updates, is_finished):
+    base = make_tiny(tmp_path / "base")
+    (tmp_path / "checkpoints" / "step-00000004").mkdir(parents=True)
+    made = read_adapter(write_adapter(base, tmp_path / "a.safetensors"))
+    noted = dataclasses.replace(made.facts, extra={"updates": updates})
+    save_single_file(tmp_path / "adapter.safetensors", dataclasses.replace(made, facts=noted))
+    assert trials._is_finished(tmp_path, 4) is is_finished
 
 
 def test_another_setting_is_another_run():
