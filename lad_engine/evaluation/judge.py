@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Judge:
-    """A causal checkpoint without an adapter, reading a question in its own chat template."""
+    """A causal checkpoint without an adapter, reading a question in its own chat template, or as a line of plain text where it has none."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -24,8 +24,9 @@ class Judge:
         The end of the text is not scored, so that an answer cut at its length limit is judged by the words it has.
         """
         engine = self.engine
-        front = prompt_ids(Prompt(question), engine.codec, PromptDefaults())
-        ids = engine.codec.encode(answer)
+        asked = Prompt(question) if engine.codec.has_chat_template else Prompt(f"{question}\n", format="raw")
+        front = prompt_ids(asked, engine.codec, PromptDefaults())
+        ids = engine.codec.encode_continuation(answer)
         if not ids:
             return 0.0, 0
         return -exact(engine, front, ids)[0], len(ids)

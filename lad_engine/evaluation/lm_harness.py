@@ -20,6 +20,7 @@ from ..engine import Engine
 from ..errors import ConfigError, LadError
 from ..text.prompts import Prompt
 from .likelihood import exact, masked
+from .measure import BOUNDED
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -52,8 +53,11 @@ class LadEngineLM(LM):
     ) -> None:
         super().__init__()
         alone = autoregressive or adapter in (None, "none")
+        if not isinstance(copies, int) or copies < 1:
+            raise ConfigError(f"lm-eval: copies is {copies!r}, expected 1 or more. Give copies=8 in --model_args.")
         self.is_autoregressive, self.copies, self.profile, self.sampling = bool(autoregressive), copies, profile, sampling
-        self.batch_size_per_call = batch_size if isinstance(batch_size, int) else max_batch_size or BATCH
+        # lm-eval's command line hands a number over as text; "auto" is left to us.
+        self.batch_size_per_call = (int(batch_size) if str(batch_size).isdigit() else max_batch_size or BATCH) or BATCH
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             # lm-eval itself says cuda:0 where nobody named a device.
             log.warning("lm-eval asks for %s and there is no CUDA here; the model runs where it can", device)
@@ -81,7 +85,7 @@ class LadEngineLM(LM):
         totals = []
         for request in requests:
             (text,) = request.args
-            ids, start = self.engine.codec.encode(text), self._ids("")
+            ids, start = self.engine.codec.encode(text), self._ids([])
             room = self.engine.facts.max_positions - len(start) - 1
             blocks = [ids[at : at + room] for at in range(0, len(ids), room)]
             totals.append(sum(self._score(start, block, f"{text}/{number}")[0] for number, block in enumerate(blocks)))
@@ -103,17 +107,26 @@ class LadEngineLM(LM):
             return 0.0, True
         if self.is_autoregressive:
             return exact(self.engine, front, answer)
+        if self.engine.family not in BOUNDED:
+            raise ConfigError(
+                f"lm-eval: a likelihood task is asked of a checkpoint that decodes as {self.engine.family}, expected one of "
+                f"{', '.join(BOUNDED)}. Choose tasks that generate."
+            )
         return masked(self.engine, front, answer, self.copies, key)
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Return the ids of both, split where they are together; a space at the end of the context belongs to the continuation."""
-        kept = context.rstrip()
-        whole, front = self.engine.codec.encode(context + continuation), self.engine.codec.encode(kept)
-        return self._ids(kept), whole[len(front) :]
+        """Return the ids of both, split where they are together; a space at the end of the context belongs to the continuation.
 
-    def _ids(self, context: str) -> list[int]:
+        So does a token that reaches over the seam, which the context alone would not have.
+        """
+        whole, front = self.engine.codec.encode(context + continuation), self.engine.codec.encode(context.rstrip())
+        pairs = enumerate(zip(whole, front, strict=False))
+        seam = next((place for place, (one, other) in pairs if one != other), min(len(whole), len(front)))
+        return self._ids(front[:seam]), whole[seam:]
+
+    def _ids(self, ids: list[int]) -> list[int]:
+        """Return the ids of a text's beginning, with the token that every text begins with."""
         codec = self.engine.codec
-        ids = codec.encode(context)
         start = codec.bos_id if codec.bos_id is not None else codec.eos_id
         if start is None and not ids:
             raise ConfigError("lm-eval: the context is empty and this tokenizer has neither BOS nor EOS, expected one to begin with.")

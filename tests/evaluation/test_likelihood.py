@@ -83,3 +83,10 @@ def test_the_judge_reads_the_question_first(base: Engine):
     assert tokens == len(base.codec.encode("is there")) and loss > 0
     assert judge.score("an answer", "is there")[0] != loss
     assert judge.score("the user", "") == (0.0, 0)
+
+
+def test_a_judge_without_a_chat_template_reads_the_question_as_a_line(base: Engine, monkeypatch):
+    monkeypatch.setattr(base.codec, "has_chat_template", False)
+    monkeypatch.setattr(base.codec, "_chat_source", None)
+    ids = [base.codec.bos_id, *base.codec.encode("the user\n")]
+    assert Judge(base).score("the user", "is there")[0] == -exact(base, ids, base.codec.encode("is there"))[0]

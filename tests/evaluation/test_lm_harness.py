@@ -80,6 +80,15 @@ def test_likelihoods_split_a_text_where_it_is_one(diffusion, causal):
         assert isinstance(first[0], float) and isinstance(first[1], bool)
 
 
+def test_a_token_that_reaches_over_the_seam_belongs_to_the_continuation(causal, monkeypatch):
+    # "light" and "s" are one token together: split by counting, nothing would be left to score, which is the best of all scores.
+    vocabulary = {"the light": [5, 6], "the lights": [5, 7], "the light is": [5, 6, 8]}
+    monkeypatch.setattr(causal.engine.codec, "encode", vocabulary.__getitem__)
+    start = causal.engine.codec.bos_id
+    assert causal._pair("the light", "s") == ([start, 5], [7])
+    assert causal._pair("the light", " is") == ([start, 5, 6], [8])
+
+
 def test_an_empty_context_is_the_start_of_a_text(causal):
     codec = causal.engine.codec
     (pair,) = causal.loglikelihood([Request(("", "the sun"))])
@@ -112,6 +121,21 @@ def test_generation_takes_the_requests_stop_words_and_length(diffusion, causal):
 def test_a_wrong_setting_is_refused_at_once(harness, folder):
     with pytest.raises(ConfigError, match="stepz"):
         harness.LadEngineLM(model=str(folder), adapter="none", stepz=3)
+
+
+def test_a_batch_size_arrives_as_text_and_copies_are_counted(harness, causal):
+    sizes = {size: harness.LadEngineLM(engine=causal.engine, batch_size=size).batch_size_per_call for size in ("4", 3, "auto", "0")}
+    assert sizes == {"4": 4, 3: 3, "auto": harness.BATCH, "0": harness.BATCH}
+    for copies in (0, "many"):
+        with pytest.raises(ConfigError, match=f"copies is {copies!r}, expected 1 or more"):
+            harness.LadEngineLM(engine=causal.engine, copies=copies)
+
+
+def test_a_family_without_such_an_estimate_has_no_likelihood(harness, folder, adapter):
+    model = harness.LadEngineLM(engine=Engine.load(folder, adapter=adapter))
+    model.engine.family = "simplex"
+    with pytest.raises(ConfigError, match="decodes as simplex, expected one of lad, masked"):
+        model.loglikelihood([Request(("the sun", " is"))])
 
 
 def test_lm_evals_own_default_device_steps_down_with_a_word(harness, folder, monkeypatch, caplog):
