@@ -19,9 +19,9 @@ from .evaluation.judge import Judge
 from .evaluation.ledger import Ledger
 from .evaluation.measure import Work, generation_work, likelihood_work, run
 from .evaluation.open_answers import TASK, open_conditions, open_work
-from .evaluation.profile_search import choose, save, search
+from .evaluation.profile_search import choose, place_of_profile, save, search
 from .evaluation.progress import Countdown
-from .evaluation.report import write_report
+from .evaluation.report import write_report, write_trials
 from .evaluation.samples import write_samples
 from .evaluation.sandbox import check_allowed
 from .evaluation.sets import Example, load_set, read_questions, subset
@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FAILURES as error:
         return refused(error)
     except KeyboardInterrupt:
-        print("\nInterrupted; what is finished is kept, the same command goes on from there.", file=sys.stderr)
+        left = "nothing was written" if "--samples" in words else "what is finished is kept, the same command goes on from there"
+        print(f"\nInterrupted; {left}.", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -58,10 +59,17 @@ def shown_command(words: Sequence[str]) -> str:
 def run_evaluation(arguments: argparse.Namespace, stderr: Console) -> None:
     """Do what the arguments ask; everything that can be refused is refused before a model is loaded."""
     settings = sampling_settings(arguments)
+    fixed = sorted(set(settings) - {"max_new_tokens"})
+    if arguments.tune_profile and fixed:
+        raise ConfigError(f"tune-profile: {fixed[0]} is given, expected only max_new_tokens: the search tries the others. Leave it out.")
     if arguments.profile not in (TASK_SETTINGS, ADAPTER_SETTINGS):
         load_profile(arguments.profile)
     questions = subset(read_questions(arguments.prompts), arguments.limit) if arguments.prompts else []
     names = [*TASKS, TASK] if arguments.tasks == ("all",) else list(arguments.tasks)
+    if TASK in names and not questions:
+        raise ConfigError(f"prompts: there are none, expected some for the task {TASK}, one of all. Give --prompts FILE.")
+    if names and Path(arguments.out).suffix == ".md":
+        raise ConfigError(f"out: {arguments.out} is the table's name, expected the JSON's. Give --out results.json.")
     examples = _examples(arguments, names)
     engine = _load(arguments, arguments.model, arguments.adapter, stderr)
     if arguments.samples:
@@ -171,16 +179,19 @@ def _open_works(
 
 def _tune(arguments: argparse.Namespace, engine: Engine, judge: Judge, questions: list[Example], settings: dict[str, object]) -> None:
     length = settings.get("max_new_tokens", engine.sampling().max_new_tokens)
-    if engine.adapter_path is None:
-        raise ConfigError("tune-profile: there is no adapter, expected one to tune. Give --adapter.")
-    place = engine.adapter_path if arguments.out is None else Path(arguments.out)
-    ledger = Ledger(None if arguments.out is None else place.with_suffix(".examples.jsonl"))
-    trials = search(engine, judge, questions, arguments.step_counts, length, ledger, arguments.batch_size, sys.stderr)
+    profile = place_of_profile(engine)
+    # Without --out the finished examples lie beside the profile until it is there.
+    kept = (profile if arguments.out is None else Path(arguments.out)).with_suffix(".examples.jsonl")
+    trials = search(engine, judge, questions, arguments.step_counts, length, Ledger(kept), arguments.batch_size, sys.stderr)
+    if arguments.out is not None:
+        print(write_trials(Path(arguments.out), arguments.command, trials))
     best = choose(trials, arguments.floor)
     for trial in sorted(trials, key=lambda one: one["nfe"]["value"]):
         mark = "*" if trial is best else " "
         print(f"{mark} {trial['nfe']['value']:6.1f} passes  quality {trial['quality']['value']:.4f}  {trial['name']}")
     print(save(best, trials, arguments.floor, engine, judge, Path(arguments.prompts).name))
+    if arguments.out is None:
+        kept.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

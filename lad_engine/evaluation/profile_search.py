@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,15 +79,27 @@ def choose(trials: Sequence[dict[str, Any]], floor: float) -> dict[str, Any]:
     return min(good, key=lambda trial: (trial["nfe"]["value"], -trial["quality"]["value"]))
 
 
+def place_of_profile(engine: Engine) -> Path:
+    """Return where `save` will write, before a search that takes hours.
+
+    Raises:
+        ConfigError: the engine has no adapter, or nothing can be written beside it.
+    """
+    if engine.adapter_path is None:
+        raise ConfigError("tune-profile: there is no adapter, expected one to keep the profile beside. Give --adapter.")
+    place = beside_adapter(engine.adapter_path)
+    if not os.access(place.parent, os.W_OK):
+        raise ConfigError(f"{place}: cannot be written, expected a folder that can be. Copy the adapter to a folder of your own.")
+    return place
+
+
 def save(trial: dict[str, Any], trials: Sequence[dict[str, Any]], floor: float, engine: Engine, judge: Judge, prompts: str) -> Path:
     """Write the profile beside the adapter, with what it was chosen by; returns where.
 
     Raises:
         ConfigError: the engine has no adapter, or the place cannot be written.
     """
-    if engine.adapter_path is None:
-        raise ConfigError("tune-profile: this engine has no adapter, expected one to keep the profile beside. Give --adapter.")
-    place = beside_adapter(engine.adapter_path)
+    place = place_of_profile(engine)
     best = max(trials, key=lambda one: one["quality"]["value"])
     record = {
         "name": TUNED,

@@ -48,18 +48,38 @@ def write_report(out: Path, command: str, records: Sequence[Mapping[str, Any]], 
         "conditions": [{name: value for name, value in record.items() if name != "rows"} for record in records],
     }
     table = out.with_suffix(".md")
+    _write_json(out, result)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         table.write_text(markdown(command, records), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"out: {out} cannot be written ({error.strerror}). Choose another --out.") from error
+        raise ConfigError(f"out: {table} cannot be written ({error.strerror}). Choose another --out.") from error
     open_records = [record for record in records if record["task"] == "open"]
     plots = (
         plot_quality(out.with_suffix(".quality.png"), open_records),
         plot_convergence(out.with_suffix(".convergence.png"), open_records),
     )
     return [out, table, *(path for path in plots if path is not None)]
+
+
+def write_trials(out: Path, command: str, trials: Sequence[Mapping[str, Any]]) -> Path:
+    """Write every candidate of a search for a profile to `out` (JSON) and return it.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    _write_json(out, {"command": command, "versions": versions, "trials": list(trials)})
+    return out
+
+
+def _write_json(out: Path, result: Mapping[str, Any]) -> None:
+    temporary = out.with_name(f"{out.name}.part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(out)
+    except OSError as error:
+        raise ConfigError(f"out: {out} cannot be written ({error.strerror}). Choose another --out.") from error
 
 
 def markdown(command: str, records: Sequence[Mapping[str, Any]]) -> str:

@@ -14,7 +14,7 @@ from tiny_families import make_family
 from lad_engine.engine import Engine
 from lad_engine.errors import ConfigError
 from lad_engine.evaluate import main
-from lad_engine.evaluation import conditions
+from lad_engine.evaluation import conditions, open_answers
 from lad_engine.evaluation.hub_sets import HUB_SETS
 from lad_engine.evaluation.ledger import Ledger
 from lad_engine.evaluation.profile_search import choose
@@ -206,6 +206,45 @@ def test_the_search_writes_the_profile_that_the_engine_then_decodes_with(evaluat
         place.unlink()
 
 
+def test_an_interrupted_search_goes_on_and_leaves_its_candidates(evaluate, world: Path, tmp_path: Path, monkeypatch, capsys):
+    place, kept = world / "a.profile.json", world / "a.profile.examples.jsonl"
+    words = ["--tune-profile", "--step-counts", "1", "--max-new-tokens", "5", "--limit", "1"]
+    done: list[int] = []
+
+    def until_the_third(condition, prompts, params):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(len(prompts))
+        return real(condition, prompts, params)
+
+    monkeypatch.setattr(open_answers, "decode", until_the_third)
+    assert evaluate(*words) == 130
+    assert "goes on from there" in capsys.readouterr().err and len(kept.read_text().splitlines()) == 2 and not place.exists()
+    counted: list[int] = []
+    monkeypatch.setattr(open_answers, "decode", lambda *asked: counted.append(1) or real(*asked))
+    assert evaluate(*words) == 0
+    candidates = read(place)["chosen_by"]["candidates"]
+    place.unlink()
+    assert len(counted) == candidates - 2 and not kept.exists()
+    assert evaluate(*words, "--out", str(tmp_path / "tune.json")) == 0
+    place.unlink()
+    found = read(tmp_path / "tune.json")
+    assert len(found["trials"]) == candidates and {"name", "settings", "quality", "nfe"} <= set(found["trials"][0])
+
+
+def test_a_profile_that_could_not_be_written_is_refused_before_the_search(evaluate, monkeypatch, capsys):
+    monkeypatch.setattr(open_answers, "decode", lambda *_: pytest.fail("searched"))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert evaluate("--tune-profile") == 2
+    assert "a.profile.json: cannot be written, expected a folder that can be" in capsys.readouterr().err
+
+
+def test_open_prompts_are_missed_in_all_too(world: Path, capsys):
+    words = ["--tasks", "all", "--allow-code-execution", "--out", "x.json", "--data", str(world / "data")]
+    assert main([*words, "--model", str(world / "base")]) == 2
+    assert "prompts: there are none" in capsys.readouterr().err
+
+
 def test_the_fewest_passes_within_the_floor_win():
     def trial(name: str, quality: float, nfe: float) -> dict:
         return {"name": name, "quality": {"value": quality}, "nfe": {"value": nfe}}
@@ -227,6 +266,8 @@ def test_the_fewest_passes_within_the_floor_win():
         (["--tasks", "gsm8k", "--out", "x.json", "--profile", "papr"], "Did you mean paper"),
         (["--tune-profile", "--floor", "200%"], "not a share"),
         (["--tasks", "gsm8k", "--out", "x.json", "--scoring", "likelihood"], "there is nothing to measure on gsm8k"),
+        (["--tasks", "gsm8k", "--out", "x.md"], "x.md is the table's name, expected the JSON's"),
+        (["--tune-profile", "--top-k", "3"], "tune-profile: top_k is given, expected only max_new_tokens"),
         (["--tasks", "gsm8k", "--out", "."], "out: . is a folder, expected a file"),
         (["--tasks", "gsm8k", "--out", ""], "out: . is a folder, expected a file"),
         (["--tasks", "gsm8k", "--out", f"{__file__}/x.json"], "test_evaluate.py, expected a folder that can be"),
