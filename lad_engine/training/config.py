@@ -31,7 +31,7 @@ class TrainConfig:
 
     What:
         output: folder of the run (checkpoints, metrics, adapter). name: the adapter's name. base: model folder, hub id or GGUF
-        (None: the embedded default). init_adapter: an adapter to continue from (its rank, alpha and targets win).
+        (None: the embedded default). init_adapter: an adapter to continue from (rank, alpha and targets must be its own).
     Data:
         data: files or datasets, each "path", "path=weight" or "hf:id[:split][=weight]" (weight: copies of each example per epoch).
         max_length: window; max_chars: instruction + input + output at most; too_long: what happens to examples beyond the window.
