@@ -24,6 +24,7 @@ from bench.roofs import measure_roofs
 from bench.timing import release, summary, synchronise
 from lad_engine.model.language_model import LanguageModel
 from lad_engine.ops import select_ops
+from lad_engine.train import OPS
 from lad_engine.training.batches import lay_out_batch
 from lad_engine.training.config import TrainConfig
 from lad_engine.training.data import Examples
@@ -79,7 +80,7 @@ class Ours:
     def __init__(self, name: str, dtype: torch.dtype, device: str, examples: Examples) -> None:
         facts = MODELS[name]
         # As training runs: the other backends have no backward pass.
-        ops = differentiable(select_ops("reference", device=device))
+        ops = differentiable(select_ops(OPS, device=device))
         self.transformer = random_model(facts, ops, dtype, device)
         recipe = AuthorsRecipe()
         pairs = attach_trainable(self.transformer, recipe.targets, recipe.rank, float(recipe.rank), uses_rslora=False, dropout=0.0,
@@ -111,9 +112,10 @@ class Authors:
         self.batches: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(examples), BATCH):
             batch = lay_out_batch(examples, np.arange(start, start + BATCH), EOS_ID, WINDOW)
-            widths = torch.full_like(batch.answer_start, WINDOW)
-            noised, _ = noise(batch.ids, batch.answer_start, widths, batch.keys, torch.tensor(0), MASK_ID, "paper")
-            self.batches.append((noised.to(device), batch.ids.to(device)))
+            ids, start, keys = (tensor.to(device) for tensor in (batch.ids, batch.answer_start, batch.keys))
+            widths = torch.full_like(start, WINDOW)
+            noised, _ = noise(ids, start, widths, keys, torch.tensor(0, device=device), MASK_ID, "paper")
+            self.batches.append((noised, ids))
 
     def epoch(self) -> int:
         """Make the updates of one epoch and return how many positions were computed."""

@@ -41,6 +41,8 @@ from .training.processes import Processes, join_processes
 from .training.trainer import Trainer
 
 NO_TOKEN = -1
+# The other backends have no backward pass; mean embeddings and the noise, which is bit for bit the reference's, need none.
+OPS = "reference,soft_embedding=auto,structured_noise=auto"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,8 +149,7 @@ def _build(
     train, validation, counts = load_examples(map(parse_source, config.data), codec, limits, config.val_share)
     dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items() if count and reason != "kept")
     say(f"{len(train)} examples to train on, {len(validation)} for validation" + (f"; dropped: {dropped}" if dropped else "") + ".")
-    # The other backends have no backward pass; mean embeddings need none.
-    ops = differentiable(select_ops("reference,soft_embedding=auto", device=device.type))
+    ops = differentiable(select_ops(OPS, device=device.type))
     build = open_flow_path if is_latent else _with_pairs
     transformer, trainable = build(checkpoint, config, ops, dtype, device)
     transformer.train(config.dropout > 0)

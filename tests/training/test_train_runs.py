@@ -11,7 +11,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from lad_engine import train
 from lad_engine.adapters.reader import read_adapter
+from lad_engine.ops import select_ops
 from lad_engine.train import main
 from lad_engine.training.checkpoint import list_checkpoints
 from lad_engine.training.trainer import Trainer
@@ -91,6 +93,16 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_adapter_has_the_last_a
     assert read_adapter(place / "cut" / "adapter.safetensors").facts.extra["updates"] == 3
     assert main(["--resume", "--output", str(place / "cut"), "--quiet"]) == 0
     assert read_adapter(place / "cut" / "adapter.safetensors").facts.extra["updates"] == 6
+
+
+def test_the_compiled_noise_is_used_and_makes_the_run_that_the_reference_makes(place, monkeypatch):
+    assert select_ops(train.OPS).chosen["structured_noise"] == select_ops("auto").chosen["structured_noise"]
+    assert run(place, "compiled") == 0
+    monkeypatch.setattr(train, "OPS", "reference")
+    assert run(place, "plain") == 0
+    assert losses(place, "compiled") == losses(place, "plain")
+    made, plain = (load_file(place / name / "checkpoints" / "step-00000006" / "trainable.safetensors") for name in ("compiled", "plain"))
+    assert all(torch.equal(made[key], plain[key]) for key in plain)
 
 
 def test_the_adapter_gives_peft_the_logits_it_gives_us(place):
