@@ -48,6 +48,9 @@ def check_allowed(is_allowed: bool) -> None:
         )
     if os.name != "posix":
         raise ConfigError(f"humaneval: this system is {os.name}, expected one with resource limits (Linux, macOS). Leave the task out.")
+    if not passes("pass"):
+        # Otherwise every answer would count as wrong: some systems refuse a limit that the child sets itself.
+        raise ConfigError("humaneval: an empty program fails in the sandbox here, expected it to pass. Leave the task out.")
 
 
 def network_cut() -> list[str]:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from lad_engine.errors import ConfigError
+from lad_engine.evaluation import sandbox
 from lad_engine.evaluation.sandbox import check_allowed, network_cut, passes
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs resource limits")
@@ -53,3 +54,9 @@ def test_nothing_runs_without_leave():
     with pytest.raises(ConfigError, match="--allow-code-execution is not given"):
         check_allowed(False)
     check_allowed(True)
+
+
+def test_a_sandbox_that_runs_nothing_is_no_measure(monkeypatch):
+    monkeypatch.setattr(sandbox, "_CHILD", "raise ValueError('current limit exceeds maximum limit')")
+    with pytest.raises(ConfigError, match="an empty program fails in the sandbox here"):
+        check_allowed(True)
