@@ -133,11 +133,9 @@ def _load(arguments: argparse.Namespace, model: str | None, adapter: str, stderr
 def _baselines(arguments: argparse.Namespace, engine: Engine, base: Engine, settings: dict[str, object]) -> list[Condition]:
     if base.family != "lad":
         return []
-    asked = {name: value for name, value in settings.items() if name == "max_new_tokens"}
-    ways = {"greedy": GREEDY, "sampled": SAMPLED}
-    return [
-        Condition(f"base, {name}", "autoregressive", base, settings={**ways[name], **asked}) for name in arguments.baselines if name in ways
-    ]
+    asked, drawn = ({name: settings[name]} if name in settings else {} for name in ("max_new_tokens", "seed"))
+    ways = {"greedy": {**GREEDY, **asked}, "sampled": {**SAMPLED, **asked, **drawn}}
+    return [Condition(f"base, {name}", "autoregressive", base, settings=ways[name]) for name in arguments.baselines if name in ways]
 
 
 def _denoises(engine: Engine) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import AUTOREGRESSIVE_DEFAULTS, READ_AUTOREGRESSIVELY, SamplingParams
+from ..config import AUTOREGRESSIVE_DEFAULTS, READ_AUTOREGRESSIVELY, RENOISING, SamplingParams
 from ..contracts import GenerationResult
 from ..errors import ConfigError
 from ..requests import prompt_defaults
@@ -55,7 +55,20 @@ class Condition:
         values = dataclasses.asdict(params)
         if self.way == "autoregressive":
             values = {name: value for name, value in values.items() if name in (*READ_AUTOREGRESSIVELY, "profile")}
+        if self._draws(params):
+            values["seed"] = f"{params.seed}, with each example's id"
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def seeded(self, params: SamplingParams, example: Example) -> SamplingParams:
+        """Give an example a seed of its own: with one for all, each would meet the same draws, which no interval over examples shows."""
+        digest = hashlib.sha256(f"{params.seed}:{example.id}".encode()).digest()
+        return params.replace(seed=int.from_bytes(digest[:4], "big"))
+
+    def _draws(self, params: SamplingParams) -> bool:
+        """Whether answers depend on the seed."""
+        if params.temperature > 0 and params.top_k != 1:
+            return True
+        return self.way == "diffusion" and (self.engine.family != "lad" or params.remasking in RENOISING)
 
 
 def identity(engine: Engine) -> dict[str, Any]:
@@ -81,7 +94,8 @@ def answer_task(condition: Condition, task: Task, examples: Sequence[Example]) -
     for example in examples:
         prompt, length = _request(condition, task, example, base)
         prompts.append(prompt)
-        params.append(base.replace(max_new_tokens=length) if prompt.infill is None else base)
+        own = condition.seeded(base, example)
+        params.append(own.replace(max_new_tokens=length) if prompt.infill is None else own)
     rows = []
     for example, prompt, result in zip(examples, prompts, decode(condition, prompts, params), strict=True):
         row = {**facts_of(result), "text": result.text}

@@ -396,3 +396,22 @@ def test_what_is_finished_is_read_again_whatever_it_says_and_wherever_the_last_l
     path.write_bytes(whole + whole[: whole.rindex("é".encode()) + 1])
     assert Ledger(path).run("k", [example], lambda _: pytest.fail("done again"), 1, lambda *_: None) == [row]
     assert path.read_bytes() == whole
+
+
+def test_examples_draw_each_for_themselves_and_the_key_says_so(evaluate, tmp_path: Path, monkeypatch):
+    asked = []
+
+    def noted(condition, prompts, params):
+        asked.append((condition.name, [one.seed for one in params]))
+        return real(condition, prompts, params)
+
+    monkeypatch.setattr(conditions, "decode", noted)
+    flags = ["--tasks", "lambada", "--limit", "3", "--scoring", "generation", "--steps", "2"]
+    assert evaluate(*flags, "--out", str(tmp_path / "a.json")) == 0
+    seeds = dict(asked)
+    assert all(len(set(own)) == 3 for own in seeds.values()) and len({tuple(own) for own in seeds.values()}) == 1
+    result = read(tmp_path / "a.json")
+    recorded = {one["condition"]: one["settings"]["sampling"]["seed"] for one in result["conditions"]}
+    assert recorded["base, greedy"] == 0 and recorded["base, sampled"] == recorded["tiny, task settings"] == "0, with each example's id"
+    assert evaluate(*flags, "--seed", "7", "--out", str(tmp_path / "b.json")) == 0
+    assert not set(seeds["base, sampled"]) & set(asked[-1][1])
