@@ -16,7 +16,6 @@ from lad_engine.errors import ConfigError
 from lad_engine.evaluate import main
 from lad_engine.evaluation import conditions, open_answers
 from lad_engine.evaluation.hub_sets import HUB_SETS
-from lad_engine.evaluation.ledger import Ledger
 from lad_engine.evaluation.profile_search import choose
 from lad_engine.evaluation.sets import Example, load_set, read_questions, subset
 from lad_engine.evaluation.tasks import TASKS
@@ -371,31 +370,6 @@ def test_kept_answers_are_scored_by_the_rules_as_they_are_now(evaluate, tmp_path
     ledger.write_text(json.dumps(kept) + "\n")
     assert evaluate(*words) == 0
     assert of(read(out), "arc_easy", "tiny")["metrics"]["accuracy"]["value"] == 1.0
-
-
-def test_a_batch_is_redone_whole(tmp_path: Path):
-    examples, calls = [Example(str(n), "x") for n in range(3)], []
-
-    def work(batch):
-        calls.append([one.id for one in batch])
-        return [{"n": one.id} for one in batch]
-
-    first = Ledger(tmp_path / "l.jsonl").run("k", examples, work, 2, lambda *_: None)
-    lines = (tmp_path / "l.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "l.jsonl").write_text(lines[0] + lines[2])
-    again = Ledger(tmp_path / "l.jsonl").run("k", examples, work, 2, lambda *_: None)
-    assert first == again and calls == [["0", "1"], ["2"], ["0", "1"]]
-
-
-def test_what_is_finished_is_read_again_whatever_it_says_and_wherever_the_last_line_was_cut(tmp_path: Path):
-    # Line breaks to str.splitlines, and none to JSON Lines.
-    path, example, row = tmp_path / "l.jsonl", Example("1", "x"), {"text": "one\u2028two\x85three\u2029é"}
-    Ledger(path).run("k", [example], lambda _: [row], 1, lambda *_: None)
-    whole = path.read_bytes()
-    # Inside the two bytes of the last letter.
-    path.write_bytes(whole + whole[: whole.rindex("é".encode()) + 1])
-    assert Ledger(path).run("k", [example], lambda _: pytest.fail("done again"), 1, lambda *_: None) == [row]
-    assert path.read_bytes() == whole
 
 
 def test_examples_draw_each_for_themselves_and_the_key_says_so(evaluate, tmp_path: Path, monkeypatch):
