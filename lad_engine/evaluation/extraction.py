@@ -9,20 +9,21 @@ from decimal import Decimal, InvalidOperation
 LETTERS = "ABCDEFGHIJ"
 _NUMBER = re.compile(r"-?\$?\s?\d[\d,]*(?:\.\d+)?")
 _ARTICLE = r"A\s+(?!(?:because|since|as|for|and|which|is)\b)[a-z]"
+_ASKED = r"(?:\s+to\s+(?:this|the)(?:\s+\w+)?\s+question)?"
 _FENCE = re.compile(r"```(?:[a-zA-Z]+)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def chosen_option(text: str, choices: Sequence[str]) -> int | None:
     """Return which option a text chooses, None where it chooses none.
 
-    1. A letter behind "answer is", "option is", "choice is" or "answer:" ("The answer is (B)"), but not the article ("The answer is A
-       magnet"); else behind "option" or "choice".
+    1. A letter behind "answer is" ("The answer is (B)", "The answer to this question is B"), "option is", "choice is" or "answer:", but not
+       the article ("The answer is A magnet"); else behind "option" or "choice".
     2. A letter that is the whole text, or begins it and is followed by `.`, `)`, `:` or `,`; or one in brackets anywhere, "(B)".
     3. The one option whose words occur in the text; where an option contains another one, the longer counts. Several: none.
     """
     letters = LETTERS[: len(choices)]
     patterns = (
-        rf"(?i:\b(?:(?:answer|option|choice)\s+is|answer\s*:))\s*:?\s*\(?\**(?!{_ARTICLE})([{letters}])\b",
+        rf"(?i:\b(?:(?:answer|option|choice){_ASKED}\s+is|answer\s*:))\s*:?\s*\(?\**(?!{_ARTICLE})([{letters}])\b",
         rf"(?i:\b(?:option|choice))\s*:?\s*\(?\**([{letters}])\b",
         rf"^\W*([{letters}])(?:\W*$|[.):,])",
         rf"\(([{letters}])\)",

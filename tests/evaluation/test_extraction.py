@@ -27,6 +27,8 @@ CHOICES = ("an apple", "a pear", "a pear tree", "nothing")
         ("The answer is A pear tree in a garden.", 2),
         ("The answer is A because it grows.", 0),
         ("The answer is A", 0),
+        ("The answer to this question is D.", 3),
+        ("The answer to the next question is a pear", 1),
         ("A pear.", 1),
         ("It is a pear tree in a garden", 2),
         ("I would say an apple or nothing", None),
