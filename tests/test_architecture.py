@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "serve": SHARED | {"backend", "engine", "server", "terminal"},
     "compat": SHARED | {"engine", "text", "profiles"},
     "train": SHARED | {"training", "model", "adapters", "text", "ops", "placement", "profiles", "terminal"},
-    "evaluation": SHARED | {"engine", "profiles", "requests", "text"},
+    "evaluation": SHARED | {"adapters", "engine", "profiles", "requests", "text"},
     "evaluate": SHARED | {"adapters", "engine", "evaluation", "profiles", "terminal", "text"},
     "convert": SHARED | {"adapters", "model", "profiles", "terminal", "text"},
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.whole_files import whole_file
 from ..errors import ConfigError
 from .plots import plot_convergence, plot_quality
 
@@ -39,7 +40,7 @@ def write_report(out: Path, command: str, records: Sequence[Mapping[str, Any]], 
 
     The JSON holds no date and no time taken: the same command on the same machine gives the same bytes.
     Raises:
-        ConfigError: the folder cannot be written.
+        AdapterError, ConfigError: the folder cannot be written, or `out` is no regular file.
     """
     result = {
         "command": command,
@@ -65,7 +66,7 @@ def write_trials(out: Path, command: str, trials: Sequence[Mapping[str, Any]]) -
     """Write every candidate of a search for a profile to `out` (JSON) and return it.
 
     Raises:
-        ConfigError: the file cannot be written.
+        AdapterError: the file cannot be written, or is no regular one.
     """
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     _write_json(out, {"command": command, "versions": versions, "trials": list(trials)})
@@ -73,13 +74,8 @@ def write_trials(out: Path, command: str, trials: Sequence[Mapping[str, Any]]) -
 
 
 def _write_json(out: Path, result: Mapping[str, Any]) -> None:
-    temporary = out.with_name(f"{out.name}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(out) as temporary:
         temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(out)
-    except OSError as error:
-        raise ConfigError(f"out: {out} cannot be written ({error.strerror}). Choose another --out.") from error
 
 
 def markdown(command: str, records: Sequence[Mapping[str, Any]]) -> str:

@@ -1,12 +1,15 @@
-"""Finished examples on disk: batches are redone whole, and what was written is read again."""
+"""What evaluations write: finished examples are redone in whole batches and read again, and results replace plain files alone."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from lad_engine.errors import LadError
 from lad_engine.evaluation.ledger import Ledger
+from lad_engine.evaluation.report import write_trials
 from lad_engine.evaluation.sets import Example
 
 
@@ -33,3 +36,16 @@ def test_what_is_finished_is_read_again_whatever_it_says_and_wherever_the_last_l
     path.write_bytes(whole + whole[: whole.rindex("é".encode()) + 1])
     assert Ledger(path).run("k", [example], lambda _: pytest.fail("done again"), 1, lambda *_: None) == [row]
     assert path.read_bytes() == whole
+
+
+def test_a_result_replaces_a_file_whole_and_nothing_else(tmp_path: Path):
+    out = tmp_path / "r.json"
+    out.write_text("old")
+    assert write_trials(out, "words", [{"name": "a"}]) == out and '"name": "a"' in out.read_text()
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_trials(out, "words", [{"name": float("nan")}])
+    assert '"name": "a"' in out.read_text() and [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LadError, match="pipe: is no regular file"):
+        write_trials(tmp_path / "pipe", "words", [])
+    assert (tmp_path / "pipe").is_fifo()
