@@ -135,10 +135,23 @@ def measured(trial: Trial, data: ValidationSet) -> dict[str, Any]:
     return {**out, "loss": sum(loss for loss, _ in texts) / max(sum(count for _, count in texts), 1.0), "texts": texts}
 
 
+def key_of(trial: Trial, data: ValidationSet) -> str:
+    """Name a trial's settings and the texts it is judged on."""
+    texts = hashlib.sha256(b"".join(batch.ids.numpy().tobytes() for batch in data.batches)).hexdigest()[:12]
+    return f"{trial.key}-{texts}"
+
+
+def rows_of_other_axes(kept: dict[str, dict[str, Any]], todo: Sequence[Trial], data: ValidationSet) -> list[dict[str, Any]]:
+    """Return what earlier calls measured on axes that this one leaves out, against the same reference; none where that has changed."""
+    if key_of(todo[0], data) not in kept:
+        return []
+    axes = {trial.axis for trial in todo}
+    return [row for row in kept.values() if row["axis"] not in axes]
+
+
 def row_of(trial: Trial, data: ValidationSet, kept: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return what an earlier call measured of this trial on these texts, else measure it."""
-    texts = hashlib.sha256(b"".join(batch.ids.numpy().tobytes() for batch in data.batches)).hexdigest()[:12]
-    key = f"{trial.key}-{texts}"
+    key = key_of(trial, data)
     if key in kept:
         return {**kept[key], "trial": trial.name, "axis": trial.axis}
     changes = {name: value for name, value in trial.config.to_mapping().items() if name not in ("output", "threads")}
@@ -229,13 +242,14 @@ def _run(options: argparse.Namespace) -> int:
     eos_id = codec.eos_id if codec.eos_id is not None else checkpoint.facts.eos_ids[0]
     data = one_by_one(held_out(reference, codec), options.examples, eos_id, reference.max_length)
     kept, rows = _kept(options.out), []
+    others = rows_of_other_axes(kept, todo, data)
     for number, trial in enumerate(todo, 1):
         print(f"{number}/{len(todo)} {trial.axis}: {trial.name}", file=sys.stderr, flush=True)
         if not trained(trial):
             print("stopped; the same command goes on here.", file=sys.stderr)
             return 130
         rows.append(row_of(trial, data, kept))
-        result = make_result("trials", COUNTED, compared(rows), is_quick=options.quick)
+        result = make_result("trials", COUNTED, compared([*rows, *others]), is_quick=options.quick)
         store(options.out, result)
         options.out.with_suffix(".md").write_text(table(result["rows"]), encoding="utf-8")
     write_result(options.out, result)

@@ -144,6 +144,10 @@ def _option_likelihoods(task: Task, condition: Condition, example: Example, copi
     prompt, texts = task.options(example)
     front = prompt_ids(prompt, engine.codec, engine.adapter_facts or prompt_defaults(engine.facts, engine.codec))
     answers = [engine.codec.encode_continuation(text) for text in texts]
+    # A question beyond the window is read by its end, one for all options, as lm-eval does.
+    room = engine.facts.max_positions - max(map(len, answers)) - 1
+    cut = max(len(front) - room, 0)
+    front = front[cut:]
     if condition.way == "exact likelihood":
         if all(len(ids) == 1 for ids in answers):
             found = exact_single_tokens(engine, front, [ids[0] for ids in answers])
@@ -157,4 +161,5 @@ def _option_likelihoods(task: Task, condition: Condition, example: Example, copi
         "tokens": [len(ids) for ids in answers],
         "characters": [max(len(text), 1) for text in texts],
         "label": example.label,
+        "tokens_cut": cut,
     }

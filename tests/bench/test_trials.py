@@ -81,6 +81,10 @@ def test_trials_are_trained_judged_and_not_repeated(place, capsys, monkeypatch):
     assert again == rows
     assert main(arguments(place, *axes, "--list")) == 0
     assert capsys.readouterr().out.count(", trained") == 6
+    # Some of the axes: the rows of the others stay, against the same reference.
+    assert main(arguments(place, "--axes", "shift")) == 0
+    some = json.loads((place / "out.json").read_text())["rows"]
+    assert some == rows and (place / "out.md").read_text() == table
 
 
 def test_a_trial_that_was_stopped_goes_on_and_says_so(place, capsys, monkeypatch):

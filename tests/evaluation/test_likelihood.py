@@ -9,8 +9,12 @@ import torch
 
 from lad_engine import Engine
 from lad_engine.errors import RequestError
+from lad_engine.evaluation.conditions import Condition
 from lad_engine.evaluation.judge import Judge
 from lad_engine.evaluation.likelihood import _hidden_tokens, exact, exact_single_tokens, masked
+from lad_engine.evaluation.measure import likelihood_work
+from lad_engine.evaluation.sets import Example
+from lad_engine.evaluation.tasks import TASKS
 from tiny_adapter import write_adapter
 from tiny_checkpoint import make_tiny
 
@@ -75,6 +79,13 @@ def test_what_does_not_fit_is_refused(base: Engine, denoiser: Engine):
     for score in (lambda: exact(base, [], ANSWER), lambda: exact(base, FRONT, []), lambda: masked(denoiser, [1] * 510, ANSWER, 2, "x")):
         with pytest.raises(RequestError, match="likelihood: "):
             score()
+
+
+def test_a_question_beyond_the_window_is_read_by_its_end(base: Engine, denoiser: Engine):
+    examples = [Example("short", "the sun and the sea", ("the user", "an answer"), 0), Example("long", "the sea " * 600, ("the sun", "a"), 1)]
+    for engine, way in ((base, "exact likelihood"), (denoiser, "masked likelihood")):
+        short, long = likelihood_work(TASKS["arc_easy"], Condition(way, way, engine), examples, 2).answer(examples)
+        assert short["tokens_cut"] == 0 < long["tokens_cut"] and all(math.isfinite(one) for one in long["options"])
 
 
 def test_the_judge_reads_the_question_first(base: Engine):

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs resource limit
         ("syntax error here", False),
         ("import sys\nsys.exit(0)", False),
         ("import os\nos._exit(0)", False),
+        ("import os\nos._exit(77)", False),
+        ("print('x' * 100000)", True),
         ("import socket\nsocket.create_connection(('127.0.0.1', 9))", False),
         ("import socket\ntry:\n    socket.socket()\nexcept PermissionError:\n    pass\nelse:\n    raise SystemExit", True),
         ("import subprocess, sys\nsubprocess.run([sys.executable, '-c', ''])", False),
