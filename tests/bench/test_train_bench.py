@@ -13,6 +13,7 @@ import bench.train
 from bench.report import TABLES
 from bench.results import check_result
 from bench.train import BATCH, EOS_ID, OURS, SAME, THEIRS, WINDOW, Authors, Ours, examples_of, lengths_of_data
+from lad_engine.training.batches import BatchOrder, window_length
 from lad_engine.training.objectives.lad import WeighedLoss, weigh
 from lad_engine.training.objectives.objective import CleanBatch
 
@@ -76,3 +77,14 @@ def test_an_epoch_holds_every_example_once_and_fills_the_window_only_for_them():
     short = ours.epoch(OURS, 2)
     assert int(examples.total.sum()) <= short < 2 * BATCH * WINDOW
     assert sorted(index for part in ours.trainers[OURS].order.batches(0) for index in part) == list(range(2 * BATCH))
+
+
+def test_examples_of_one_batch_are_so_alike_in_length_that_packing_them_would_save_little():
+    # Several short examples in one row would need attention over blocks; like lengths in one batch need nothing and waste under 5 %.
+    lengths = lengths_of_data()
+    examples = examples_of(1000, len(lengths), lengths)
+    computed = used = 0
+    for indices in BatchOrder(examples, BATCH, seed=0).batches(0):
+        computed += len(indices) * window_length(int(examples.total[indices].max()), WINDOW, 2, 0.0, 0.5)
+        used += int(examples.total[indices].sum()) + 2 * len(indices)
+    assert 0.95 < used / computed <= 1.0
