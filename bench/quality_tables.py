@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,19 @@ def quality_tables(folder: Path) -> list[str]:
     return out
 
 
-def verdict(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """Say which of two figures is higher, where their 95 % intervals are apart."""
-    if ours["low"] > theirs["high"]:
-        return "ahead"
-    return "behind" if ours["high"] < theirs["low"] else "no clear difference"
+def verdict(ours: Mapping[str, Any], theirs: Mapping[str, Any], difference: Mapping[str, Any] | None = None) -> str:
+    """Say which of two figures is higher, where the 95 % interval of their difference leaves out zero.
+
+    Without the difference of each example, which later evaluations record, the interval is put together from those of the two figures as if
+    they were of different examples (Newcombe 1998); two intervals that overlap do not mean that there is no difference.
+    """
+    if difference is not None:
+        low, high = difference["low"], difference["high"]
+    else:
+        gap = ours["value"] - theirs["value"]
+        low = gap - math.hypot(ours["value"] - ours["low"], theirs["high"] - theirs["value"])
+        high = gap + math.hypot(ours["high"] - ours["value"], theirs["value"] - theirs["low"])
+    return "ahead" if low > 0 else "behind" if high < 0 else "no clear difference"
 
 
 def _tasks_table(evaluation: Evaluation, records: Sequence[Record]) -> str:
@@ -48,7 +57,11 @@ def _tasks_table(evaluation: Evaluation, records: Sequence[Record]) -> str:
         of_task = {record["condition"]: record for record in records if record["task"] == task}
         figure = next(name for name in FIGURES if any(name in record["metrics"] for record in of_task.values()))
         metrics = [of_task[name]["metrics"].get(figure) if name in of_task else None for name in names]
-        compared = verdict(metrics[0], metrics[1]) if len(metrics) > 1 and metrics[0] and metrics[1] else ""
+        compared = ""
+        if len(metrics) > 1 and metrics[0] and metrics[1]:
+            paired = of_task[names[0]].get("difference", {})
+            difference = paired["metrics"].get(figure) if paired.get("from") == names[1] else None
+            compared = verdict(metrics[0], metrics[1], difference)
         count = str(max(record["examples"] for record in of_task.values()))
         rows.append([task, COLUMNS[figure], count, *(shown(figure, metric) for metric in metrics), compared])
     return _table("Tasks", evaluation, head, rows)

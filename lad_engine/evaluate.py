@@ -156,7 +156,10 @@ def _task_works(
             )
         conditions = [Condition(f"{who}, {arguments.profile} settings", "diffusion", engine, arguments.profile, settings)]
         conditions = conditions if _denoises(engine) else []
-        conditions += _baselines(arguments, engine, base, settings)
+        # A profile's answers are as long as it says, and the baseline's then too.
+        is_by_profile = bool(conditions) and arguments.profile != TASK_SETTINGS
+        asked = {**settings, "max_new_tokens": conditions[0].params({}).max_new_tokens} if is_by_profile else settings
+        conditions += _baselines(arguments, engine, base, asked)
         works += [generation_work(task, condition, examples) for condition in conditions]
     if "likelihood" in arguments.scoring and task.options is not None:
         if _denoises(engine):

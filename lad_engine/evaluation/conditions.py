@@ -50,6 +50,11 @@ class Condition:
             return self.engine.sampling("paper", **{**task_settings, **asked})
         return self.engine.sampling(None if self.profile == ADAPTER_SETTINGS else self.profile, **asked)
 
+    def fills_window(self, task: Task) -> bool:
+        """Whether an answer gets what the paper's window leaves behind its question: neither task nor caller nor profile says how long."""
+        is_by_task = self.way == "autoregressive" or self.profile == TASK_SETTINGS
+        return task.length is None and is_by_task and "max_new_tokens" not in self.settings
+
     def recorded(self, params: SamplingParams) -> dict[str, Any]:
         """Return the settings that go beside a number: those that are read under this way of decoding."""
         values = dataclasses.asdict(params)
@@ -134,7 +139,7 @@ def _request(condition: Condition, task: Task, example: Example, base: SamplingP
         if prompt.infill is not None:
             prompt = dataclasses.replace(prompt, infill=prompt.infill.replace("[[GAP]]", f"[[{length}]]"))
         return prompt, length
-    if "max_new_tokens" in condition.settings or (not is_causal and condition.profile != TASK_SETTINGS):
+    if not condition.fills_window(task):
         return prompt, base.max_new_tokens
     front = len(prompt_ids(prompt, engine.codec, engine.adapter_facts or prompt_defaults(engine.facts, engine.codec)))
     if front >= WINDOW:

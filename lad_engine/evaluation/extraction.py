@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
 LETTERS = "ABCDEFGHIJ"
-_NUMBER = re.compile(r"-?\$?\s?\d[\d,]*(?:\.\d+)?")
+# A dash behind a word or a number joins or subtracts, and one before a space marks a line: neither is a sign.
+_NUMBER = re.compile(r"(?:(?<![\w)])-\$?|\$-?)?(?:\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+)")
 _ARTICLE = r"A\s+(?!(?:because|since|as|for|and|which|is)\b)[a-z]"
 _ASKED = r"(?:\s+to\s+(?:this|the)(?:\s+\w+)?\s+question)?"
-_FENCE = re.compile(r"```(?:[a-zA-Z]+)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```[\w+.-]*[ \t\r]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_QUOTE = "*\"'“”‘’"
 
 
 def chosen_option(text: str, choices: Sequence[str]) -> int | None:
@@ -18,14 +20,15 @@ def chosen_option(text: str, choices: Sequence[str]) -> int | None:
 
     1. A letter behind "answer is" ("The answer is (B)", "The answer to this question is B"), "option is", "choice is" or "answer:", but not
        the article ("The answer is A magnet"); else behind "option" or "choice".
-    2. A letter that is the whole text, or begins it and is followed by `.`, `)`, `:` or `,`; or one in brackets anywhere, "(B)".
+    2. A letter that is the whole text or its first line, or begins it and is followed by `.`, `)`, `:`, `,` or "is the correct"; or one in
+       brackets anywhere, "(B)". Quotation marks and stars around a letter do not count.
     3. The one option whose words occur in the text; where an option contains another one, the longer counts. Several: none.
     """
     letters = LETTERS[: len(choices)]
     patterns = (
-        rf"(?i:\b(?:(?:answer|option|choice){_ASKED}\s+is|answer\s*:))\s*:?\s*\(?\**(?!{_ARTICLE})([{letters}])\b",
-        rf"(?i:\b(?:option|choice))\s*:?\s*\(?\**([{letters}])\b",
-        rf"^\W*([{letters}])(?:\W*$|[.):,])",
+        rf"(?i:\b(?:(?:answer|option|choice){_ASKED}\s+is|answer\s*:))[\s:({_QUOTE}]*(?!{_ARTICLE})([{letters}])\b",
+        rf"(?i:\b(?:option|choice))[\s:({_QUOTE}]*([{letters}])\b",
+        rf"^\W*([{letters}])(?:\W*$|[{_QUOTE}]*(?:[.):,]|[ \t]*\n|\s+is\s+(?:the\s+)?(?:correct|right|best)\b))",
         rf"\(([{letters}])\)",
     )
     for pattern in patterns:
@@ -51,17 +54,18 @@ def last_number(text: str) -> Decimal | None:
     return _value(numbers[-1]) if numbers else None
 
 
-def first_word(text: str) -> str:
-    """Return the first word of a continuation, in lower case and without punctuation around it."""
+def first_words(text: str, count: int | None = None) -> list[str]:
+    """Return the first words of a continuation (None: all), in lower case and without punctuation around them."""
     words = (word.strip("'’-") for word in _words(text).split())
-    return next(filter(None, words), "")
+    return list(filter(None, words))[:count]
 
 
 def program(text: str, prompt: str, entry_point: str) -> str:
     """Return the program an answer makes of a function's head and docstring.
 
     The first fenced block, else the whole text. Where it defines the function, what the prompt has in front of that function (imports,
-    helpers that the tests call) is put before it; otherwise it is taken as the function's body, indented where it is not.
+    helpers that the tests call) is put before it; otherwise it is taken as the function's body, indented where it is not. Answers are
+    stripped on the left, so of a body the first line alone may have lost its indent.
     """
     found = _FENCE.search(text)
     code = found[1] if found else text
@@ -70,7 +74,9 @@ def program(text: str, prompt: str, entry_point: str) -> str:
         return re.split(head, prompt, maxsplit=1, flags=re.MULTILINE)[0] + "\n" + code
     lines = code.strip("\n").splitlines()
     if lines and not lines[0].startswith((" ", "\t")):
-        lines = [f"    {line}" for line in lines]
+        indents = [len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()]
+        is_stripped = bool(indents) and min(indents) >= 4 and (indents[0] > 4 or not lines[0].rstrip().endswith(":"))
+        lines = [f"    {lines[0]}", *(lines[1:] if is_stripped else [f"    {line}" for line in lines[1:]])]
     return prompt + "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,14 @@ def _mmlu(row: Row) -> dict[str, Any]:
 
 
 def _hellaswag(row: Row) -> dict[str, Any]:
-    return {"prompt": f"{row['activity_label']}: {row['ctx']}", "choices": list(row["endings"]), "label": int(row["label"])}
+    # The second half of the context begins a sentence, and is written small.
+    text = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    return {"prompt": _without_marks(text), "choices": [_without_marks(ending) for ending in row["endings"]], "label": int(row["label"])}
+
+
+def _without_marks(text: str) -> str:
+    """Return a text of WikiHow without its `[header]`, `[title]` and `[step]`, as lm-eval reads it: a title ends the sentence before it."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ").strip()
 
 
 def _piqa(row: Row) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""95 % confidence intervals: Wilson's for shares, percentile bootstrap for means and ratios, jackknife for figures of a whole list."""
+"""95 % confidence intervals: Wilson's for shares, percentile bootstrap for means, ratios and differences, jackknife for whole lists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def mean(values: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(totals: Sequence[float], counts: Sequence[float], exponential: bool = False) -> dict[str, Any]:
-    """Return sum(totals) / sum(counts), or its exponential, with a bootstrap interval over the examples."""
+    """Return sum(totals) / sum(counts), or its exponential, with a bootstrap interval over the examples; one example has none."""
     n = len(totals)
     if n == 0 or sum(counts) == 0:
         return _metric(math.nan, math.nan, math.nan, "bootstrap", n)
@@ -38,9 +38,17 @@ def ratio(totals: Sequence[float], counts: Sequence[float], exponential: bool = 
     picks = np.random.Generator(np.random.PCG64(SEED)).integers(0, n, (RESAMPLES, n))
     sums = below[picks].sum(1)
     drawn = above[picks].sum(1)[sums > 0] / sums[sums > 0]
-    value, (low, high) = above.sum() / below.sum(), np.percentile(drawn, [2.5, 97.5])
+    value, (low, high) = above.sum() / below.sum(), np.percentile(drawn, [2.5, 97.5]) if n > 1 else (math.nan, math.nan)
     numbers = [float(np.exp(x)) if exponential else float(x) for x in (value, low, high)]
     return _metric(*numbers, "bootstrap", n)
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Return the mean of ours less theirs, example by example, with a bootstrap interval over the examples.
+
+    Both met the same questions: intervals of each alone, side by side, would call many a clear difference none.
+    """
+    return {**mean([one - other for one, other in zip(ours, theirs, strict=True)]), "interval": "paired bootstrap"}
 
 
 def of_list(items: Sequence[T], figure: Callable[[Sequence[T]], float]) -> dict[str, Any]:

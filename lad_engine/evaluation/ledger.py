@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,17 +24,24 @@ def settings_key(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+def fingerprint(example: Example) -> str:
+    """Return a short hash of everything an example says: a set that is corrected, or comes from elsewhere, may keep its ids."""
+    text = json.dumps(dataclasses.asdict(example), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 class Ledger:
     """Appends finished examples to a file and knows those of earlier runs; None keeps them in memory only.
 
-    A last line that an interruption cut short is dropped.
+    A last line that an interruption cut short is dropped. An example that says something else than it did is done again.
     Raises:
         ConfigError: the file cannot be read or written.
     """
 
     def __init__(self, path: str | Path | None) -> None:
         self._path = None if path is None else Path(path)
-        self._rows: dict[tuple[str, str], Row] = {}
+        # A line of an earlier form has no fingerprint.
+        self._rows: dict[tuple[str, str], tuple[Row, str | None]] = {}
         if self._path is not None and self._path.is_file():
             self._read(self._path)
 
@@ -53,7 +61,7 @@ class Ledger:
         rows: list[Row] = []
         for start in range(0, len(examples), batch_size):
             batch = examples[start : start + batch_size]
-            found = [self._rows.get((key, example.id)) for example in batch]
+            found = [self._known(key, example) for example in batch]
             is_known = all(row is not None for row in found)
             if not is_known:
                 # Through JSON, so that a first run and a resumed one give the same numbers to the last digit.
@@ -63,11 +71,16 @@ class Ledger:
             tick(len(batch), is_known)
         return rows
 
+    def _known(self, key: str, example: Example) -> Row | None:
+        row, said = self._rows.get((key, example.id), (None, None))
+        return row if said in (None, fingerprint(example)) else None
+
     def _append(self, key: str, batch: Sequence[Example], rows: list[Row]) -> None:
         lines = []
         for example, row in zip(batch, rows, strict=True):
-            self._rows[key, example.id] = row
-            lines.append(json.dumps({"key": key, "id": example.id, "row": row}, ensure_ascii=False) + "\n")
+            said = fingerprint(example)
+            self._rows[key, example.id] = row, said
+            lines.append(json.dumps({"key": key, "id": example.id, "example": said, "row": row}, ensure_ascii=False) + "\n")
         if self._path is not None:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +101,6 @@ class Ledger:
         for number, line in enumerate(finished.split(b"\n") if finished else (), start=1):
             try:
                 item = json.loads(line)
-                self._rows[item["key"], item["id"]] = item["row"]
-            except (ValueError, KeyError, TypeError) as error:
+                self._rows[item["key"], item["id"]] = item["row"], item.get("example")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(f"out: {path} line {number} is no finished example ({error}). Remove the file to start anew.") from error

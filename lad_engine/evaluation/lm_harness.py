@@ -16,8 +16,10 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from ..config import AUTOREGRESSIVE_DEFAULTS, SamplingParams
+from ..contracts import GenerationResult
 from ..engine import Engine
 from ..errors import ConfigError, LadError
+from ..text.answer import cut_answer
 from ..text.prompts import Prompt
 from .likelihood import exact, masked
 from .measure import BOUNDED
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 BATCH = 8
+# Tokens of an answer where neither task nor caller says how many, as in lm-eval's own models; a denoiser's profile says it.
+LENGTH = 256
+# What tasks call that number, the first one that is there counting.
+LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +40,8 @@ class LadEngineLM(LM):
     """Generation by diffusion (or by the base token by token), log-likelihood from masked copies (or exact).
 
     Context is raw text behind the tokenizer's BOS, as lm-eval gives it; with `--apply_chat_template` it is the checkpoint's own template.
-    A likelihood of a text alone conditions on BOS, else on the end token. Texts longer than the window are scored in blocks.
+    A likelihood of a text alone conditions on BOS, else on the end token. Texts longer than the window are scored in blocks; of a context
+    that leaves no room for its answer only the end is read, as lm-eval's own models do.
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class LadEngineLM(LM):
         alone = autoregressive or adapter in (None, "none")
         if not isinstance(copies, int) or copies < 1:
             raise ConfigError(f"lm-eval: copies is {copies!r}, expected 1 or more. Give copies=8 in --model_args.")
+        self._has_cut = False
         self.is_autoregressive, self.copies, self.profile, self.sampling = bool(autoregressive), copies, profile, sampling
         # lm-eval's command line hands a number over as text; "auto" is left to us.
         self.batch_size_per_call = (int(batch_size) if str(batch_size).isdigit() else max_batch_size or BATCH) or BATCH
@@ -96,15 +104,24 @@ class LadEngineLM(LM):
         texts: list[str] = []
         for start in range(0, len(requests), self.batch_size_per_call):
             batch = requests[start : start + self.batch_size_per_call]
-            prompts = [Prompt(request.args[0], format="raw") for request in batch]
             params = [self._params(dict(request.args[1])) for request in batch]
+            pairs = zip(batch, params, strict=True)
+            prompts = [Prompt(self._end_of(request.args[0], one.max_new_tokens), format="raw") for request, one in pairs]
             decode = self.engine.generate_autoregressive if self.is_autoregressive else self.engine.generate
-            texts += [result.text for result in decode(prompts, params)]
+            texts += [self._text(result, one) for result, one in zip(decode(prompts, params), params, strict=True)]
         return texts
+
+    def _text(self, result: GenerationResult, params: SamplingParams) -> str:
+        """Return an answer as it follows its context: an indent in front belongs to it, where a program goes on."""
+        engine = self.engine
+        ends = {"eos_ids": engine.eos_ids, "mask_id": engine.mask_id}
+        return cut_answer(engine.codec, result.token_ids, **ends, stop=params.stop, strip_left=False).text
 
     def _score(self, front: list[int], answer: list[int], key: str) -> tuple[float, bool]:
         if not answer:
             return 0.0, True
+        # One position is the end token's.
+        front = self._fitting(front, len(answer) + 1)
         if self.is_autoregressive:
             return exact(self.engine, front, answer)
         if self.engine.family not in BOUNDED:
@@ -113,6 +130,22 @@ class LadEngineLM(LM):
                 f"{', '.join(BOUNDED)}. Choose tasks that generate."
             )
         return masked(self.engine, front, answer, self.copies, key)
+
+    def _end_of(self, context: str, length: int) -> str:
+        """Return what is read of a context whose answer gets `length` positions: all of it, or as much of its end as there is room for."""
+        ids = self.engine.codec.encode(context)
+        # BOS goes before it.
+        kept = self._fitting(ids, length + 1)
+        # Cut inside a character, its rest would read as more tokens than it was.
+        return context if len(kept) == len(ids) else self.engine.codec.decode(kept, skip_special=False).lstrip("\ufffd")
+
+    def _fitting(self, ids: list[int], others: int) -> list[int]:
+        """Return the last ids that fit into the window beside `others` more; what is too long by itself is refused where it is read."""
+        room = max(self.engine.facts.max_positions - others, 1)
+        if len(ids) > room and not self._has_cut:
+            self._has_cut = True
+            log.warning("lm-eval: a context of %d tokens is too long for the window; of it and others like it the end is read", len(ids))
+        return ids[-room:]
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the ids of both, split where they are together; a space at the end of the context belongs to the continuation.
@@ -137,13 +170,14 @@ class LadEngineLM(LM):
         settings: dict[str, Any] = {}
         until = asked.get("until") or ()
         settings["stop"] = tuple(word for word in ((until,) if isinstance(until, str) else until) if word)
-        if "max_gen_toks" in asked:
-            settings["max_new_tokens"] = int(asked["max_gen_toks"])
-        if asked.get("do_sample") and asked.get("temperature"):
+        length = next((asked[name] for name in LENGTH_NAMES if asked.get(name) is not None), None)
+        if length is not None:
+            settings["max_new_tokens"] = int(length)
+        if asked.get("do_sample") is not False and asked.get("temperature"):
             settings.update({name: asked[name] for name in ("temperature", "top_k", "top_p") if name in asked})
         settings.update(self.sampling)
         if self.is_autoregressive:
-            return SamplingParams.from_mapping({**AUTOREGRESSIVE_DEFAULTS, **settings})
+            return SamplingParams.from_mapping({**AUTOREGRESSIVE_DEFAULTS, "max_new_tokens": LENGTH, **settings})
         return self.engine.sampling(self.profile, **settings)
 
 

@@ -17,6 +17,8 @@ from .progress import Countdown
 from .sets import Example
 from .tasks import Task
 
+# Which way of the base alone each way of the adapter is compared with.
+BASELINE_OF = {"diffusion": "autoregressive", "masked likelihood": "exact likelihood"}
 # Families whose training loss bounds the likelihood of an answer.
 BOUNDED = ("lad", "masked")
 
@@ -25,7 +27,8 @@ BOUNDED = ("lad", "masked")
 class Work:
     """One cell of the table: examples of a task (or of the prompts) under one condition.
 
-    settings: what the numbers depend on, recorded beside them; answer: makes rows of a batch; summarise: metrics of all rows.
+    settings: what the numbers depend on, recorded beside them; answer: makes rows of a batch; summarise: metrics of all rows; figures: the
+    metrics that are compared with the baseline example by example, each with one value per row.
     """
 
     task: str
@@ -34,11 +37,15 @@ class Work:
     settings: Mapping[str, Any]
     answer: Callable[[Sequence[Example]], list[Row]]
     summarise: Callable[[list[Row]], dict[str, Any]]
+    figures: Callable[[list[Row]], dict[str, list[float]]] = lambda rows: {}
 
 
 def run(works: Sequence[Work], ledger: Ledger, batch_size: int, countdown: Countdown) -> list[dict[str, Any]]:
-    """Do all work that is not in the ledger; returns one record per cell: settings, metrics, rows."""
-    records = []
+    """Do all work that is not in the ledger; returns one record per cell: settings, metrics, rows, and how it differs from its baseline.
+
+    The baseline of a cell is the first one of its task that the base alone answered, by text or by likelihood as the cell was.
+    """
+    records, figures = [], []
     for work in works:
         condition = work.condition
         countdown.label = f"{work.task}, {condition.name}"
@@ -59,24 +66,47 @@ def run(works: Sequence[Work], ledger: Ledger, batch_size: int, countdown: Count
                 "rows": rows,
             }
         )
+        figures.append(work.figures(rows))
+    places = range(len(records))
+    for record, ours in zip(records, figures, strict=True):
+        wanted = (record["task"], BASELINE_OF.get(record["settings"]["way"]))
+        place = next((one for one in places if (records[one]["task"], records[one]["settings"]["way"]) == wanted), None)
+        if place is not None and ours:
+            differences = {name: intervals.difference(values, figures[place][name]) for name, values in ours.items()}
+            record["difference"] = {"from": records[place]["condition"], "metrics": differences}
     return records
 
 
 def generation_work(task: Task, condition: Condition, examples: Sequence[Example]) -> Work:
     """A task answered in text."""
-    params = condition.params(task.settings)
+    sampling = condition.recorded(condition.params(task.settings))
+    if condition.fills_window(task):
+        # The default is not what is read then, and one who asks for as much has another key.
+        sampling["max_new_tokens"] = None
     settings = {
         "set": task.set_name,
         "rule": task.rule,
         "settings_from": task.source if condition.profile == "task" and condition.way == "diffusion" else condition.profile,
         "length": "the reference's" if task.length else "the window's rest (256), or max_new_tokens where given",
-        "sampling": condition.recorded(params),
+        "sampling": sampling,
     }
 
-    def summarise(rows: list[Row]) -> dict[str, Any]:
-        return task_metrics(task, rows if task.runs_code else _scored_again(task, examples, rows))
+    def scored(rows: list[Row]) -> list[Row]:
+        return rows if task.runs_code else _scored_again(task, examples, rows)
 
-    return Work(task.name, condition, examples, settings, lambda batch: answer_task(condition, task, batch), summarise)
+    def figures(rows: list[Row]) -> dict[str, list[float]]:
+        rows = scored(rows)
+        return {name: [float(row[name]) for row in rows] for name in task.metrics}
+
+    return Work(
+        task.name,
+        condition,
+        examples,
+        settings,
+        lambda batch: answer_task(condition, task, batch),
+        lambda rows: task_metrics(task, scored(rows)),
+        figures,
+    )
 
 
 def likelihood_work(task: Task, condition: Condition, examples: Sequence[Example], copies: int) -> Work:
@@ -94,7 +124,7 @@ def likelihood_work(task: Task, condition: Condition, examples: Sequence[Example
     def answer(batch: Sequence[Example]) -> list[Row]:
         return [_option_likelihoods(task, condition, example, copies) for example in batch]
 
-    return Work(task.name, condition, examples, settings, answer, likelihood_metrics)
+    return Work(task.name, condition, examples, settings, answer, likelihood_metrics, likelihood_figures)
 
 
 def task_metrics(task: Task, rows: list[Row]) -> dict[str, Any]:
@@ -122,17 +152,25 @@ def cost_metrics(rows: list[Row]) -> dict[str, Any]:
 
 def likelihood_metrics(rows: list[Row]) -> dict[str, Any]:
     """Return accuracy by the sum and by the sum per character; with one option, how likely and how often the best it is."""
-    if all(len(row["options"]) == 1 for row in rows):
-        return {
-            "accuracy": intervals.share([row["is_best"][0] for row in rows]),
-            "target_perplexity": intervals.ratio([-row["options"][0] for row in rows], [row["tokens"][0] for row in rows], True),
-        }
-    return {
-        "accuracy": intervals.share([_best(row["options"]) == row["label"] for row in rows]),
-        "accuracy_per_character": intervals.share(
-            [_best([total / size for total, size in zip(row["options"], row["characters"], strict=True)]) == row["label"] for row in rows]
-        ),
-    }
+    out = {name: intervals.share([bool(value) for value in values]) for name, values in likelihood_figures(rows).items()}
+    if _has_one_option(rows):
+        losses, tokens = [-row["options"][0] for row in rows], [row["tokens"][0] for row in rows]
+        out["target_perplexity"] = intervals.ratio(losses, tokens, True)
+    return out
+
+
+def likelihood_figures(rows: list[Row]) -> dict[str, list[float]]:
+    """Return which examples were right, by each way of counting."""
+    if _has_one_option(rows):
+        return {"accuracy": [float(row["is_best"][0]) for row in rows]}
+    sums = [row["options"] for row in rows]
+    means = [[total / size for total, size in zip(row["options"], row["characters"], strict=True)] for row in rows]
+    ways = {"accuracy": sums, "accuracy_per_character": means}
+    return {name: [float(_best(one) == row["label"]) for one, row in zip(values, rows, strict=True)] for name, values in ways.items()}
+
+
+def _has_one_option(rows: list[Row]) -> bool:
+    return all(len(row["options"]) == 1 for row in rows)
 
 
 def _best(values: Sequence[float]) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import SamplingParams
 from ..errors import ConfigError
-from ..profiles import TUNED, beside_adapter
+from ..profiles import TUNED, beside_adapter, load_profile
 from . import intervals
 from .conditions import Condition, identity
 from .judge import Judge
@@ -47,7 +49,7 @@ START = {"temperature": 0.0, "top_k": 1, "noise_start": 1.0}
 def search(
     engine: Engine, judge: Judge, examples: Sequence[Example], steps: Sequence[int], length: int, ledger: Ledger, batch_size: int, out: Any
 ) -> list[dict[str, Any]]:
-    """Measure every policy at every step count, then the changes on the leaders; returns one trial per candidate.
+    """Measure every policy and the present profile at every step count, then the changes on the leaders; returns one trial per candidate.
 
     A trial: name, settings, quality (with its interval), nfe, tpf.
     Raises:
@@ -62,6 +64,14 @@ def search(
         # Blocks share the steps evenly.
         if "block_length" not in policy or (length % policy["block_length"] == 0 and count % (length // policy["block_length"]) == 0)
     ]
+    own = engine.sampling()
+    if own.profile != "paper":
+        # What is found goes before what the engine decodes with now, so that is to be beaten; at its own number of steps too.
+        counts = dict.fromkeys((*steps, own.steps))
+        first += [
+            (f"profile {own.profile}, {count} steps", {**_laid_over_paper(own), "steps": count, "max_new_tokens": length})
+            for count in counts
+        ]
     # The second stage is counted too, so that the time left holds for the whole search.
     countdown = Countdown(out, len(examples) * (len(first) + LEADERS * len(CHANGES)))
     trials = _measured(engine, judge, examples, first, ledger, batch_size, countdown)
@@ -73,8 +83,16 @@ def search(
 
 
 def choose(trials: Sequence[dict[str, Any]], floor: float) -> dict[str, Any]:
-    """Return the trial of the fewest evaluations among those whose quality is at least (1 - floor) of the best; then the better one."""
+    """Return the trial of the fewest evaluations among those whose quality is at least (1 - floor) of the best; then the better one.
+
+    Raises:
+        ConfigError: none has any quality, so that each would do.
+    """
     best = max(trial["quality"]["value"] for trial in trials)
+    if best <= 0.0:
+        raise ConfigError(
+            f"tune-profile: none of {len(trials)} candidates wrote words, expected some. Nothing is saved; check the adapter."
+        )
     good = [trial for trial in trials if trial["quality"]["value"] >= (1.0 - floor) * best]
     return min(good, key=lambda trial: (trial["nfe"]["value"], -trial["quality"]["value"]))
 
@@ -124,6 +142,13 @@ def save(trial: dict[str, Any], trials: Sequence[dict[str, Any]], floor: float, 
     except OSError as error:
         raise ConfigError(f"{place}: cannot be written ({error.strerror}). Copy the adapter to a folder of your own.") from error
     return place
+
+
+def _laid_over_paper(own: SamplingParams) -> dict[str, Any]:
+    """Return the fields that make `own` of the profile "paper", and of no profile."""
+    paper, plain = load_profile("paper"), SamplingParams()
+    names = [field.name for field in dataclasses.fields(own) if field.name not in ("profile", "seed")]
+    return {name: getattr(own, name) for name in names if name in paper or getattr(own, name) != getattr(plain, name)}
 
 
 def _measured(

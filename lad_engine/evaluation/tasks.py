@@ -11,7 +11,7 @@ from typing import Any
 
 from ..text.prompts import Prompt
 from . import sandbox
-from .extraction import LETTERS, chosen_option, first_word, last_number, program
+from .extraction import LETTERS, chosen_option, first_words, last_number, program
 from .sets import Example
 from .text_metrics import rouge_l, rouge_n
 
@@ -75,8 +75,10 @@ def _number_score(example: Example, text: str) -> dict[str, Any]:
 
 
 def _word_score(example: Example, text: str) -> dict[str, Any]:
-    word = first_word(text)
-    return {"accuracy": word == first_word(example.answers[0]), "answered": bool(word)}
+    # Split at spaces alone, a few references of the set hold the end of a line before: then all of their words count.
+    wanted = first_words(example.answers[0])
+    found = first_words(text, len(wanted))
+    return {"accuracy": found == wanted, "answered": bool(found)}
 
 
 def _story(example: Example) -> list[str]:
@@ -161,7 +163,8 @@ TASKS = {
             "humaneval",
             _code_prompt,
             _code_score,
-            "the first fenced block, else the text; the body of the function where it does not define it; all tests pass within 10 s",
+            "the first fenced block, else the text; where it does not define the function, its body, indented where it is not; "
+            "all tests pass within 10 s",
             {**PAPER_CHOICE, "steps": 64, "top_p": 1.0},
             metrics={"pass_at_1": "share", "answered": "share"},
             runs_code=True,

@@ -12,6 +12,7 @@ import torch
 import bench.cpu
 import bench.report
 import bench.scaling
+from bench.quality_tables import verdict
 from bench.report import BEGIN, END, README, TABLES, measured, published, replaced
 from bench.results import RESULTS, check_result, make_result
 from bench.scaling import exponent, exponents
@@ -137,3 +138,24 @@ def test_evaluations_are_shown_beside_their_base(tmp_path):
     assert "| rocstories | ROUGE-L | 200 | 0.300 [0.280, 0.320] | 0.300 [0.280, 0.320] | no clear difference |" in text
     assert "| re-noising, 8 steps | 20 | 33.3 [20.0, 40.0] | 0.900 [0.800, 1.000] |  |  |" in text
     assert "mmlu" not in text and found["command"] in text
+
+
+def test_intervals_that_overlap_do_not_mean_that_there_is_no_difference(tmp_path):
+    def figure(value, low, high):
+        return {"value": value, "low": low, "high": high}
+
+    # 80 and 107 right of 200: independent, the difference is more than two of its standard errors.
+    ours, theirs = figure(0.4, 0.335, 0.469), figure(0.535, 0.466, 0.603)
+    assert ours["high"] > theirs["low"]
+    assert verdict(ours, theirs) == "behind" and verdict(theirs, ours) == "ahead"
+    assert verdict(ours, figure(0.45, 0.383, 0.519)) == "no clear difference"
+    # What the same questions say, where it is known, goes before that.
+    assert verdict(ours, figure(0.45, 0.383, 0.519), figure(-0.05, -0.09, -0.01)) == "behind"
+    piqa = {"task": "piqa", "examples": 200}
+    mine = {**piqa, "condition": "mine", "metrics": {"accuracy": ours}}
+    mine["difference"] = {"from": "base, greedy", "metrics": {"accuracy": figure(-0.05, -0.09, -0.01)}}
+    greedy = {**piqa, "condition": "base, greedy", "metrics": {"accuracy": figure(0.45, 0.383, 0.519)}}
+    (tmp_path / "quality").mkdir()
+    found = {"command": "x", "versions": {}, "conditions": [mine, greedy]}
+    (tmp_path / "quality" / "own.json").write_text(json.dumps(found))
+    assert "| 0.450 [0.383, 0.519] | behind |" in published(tmp_path)

@@ -336,7 +336,11 @@ def test_rows_of_the_hub_become_ours():
     assert HUB_SETS["arc_easy_test"].read(arc) == {"key": "q1", "prompt": "Q?", "choices": ["a", "b"], "label": 1}
     assert HUB_SETS["gsm8k_test"].read({"question": "Q", "answer": "so\n#### 1,000"})["answers"] == ["1,000"]
     assert HUB_SETS["lambada_test"].read({"text": "I like the sea"}) == {"prompt": "I like the", "answers": ["sea"]}
-    assert HUB_SETS["hellaswag_validation"].read({"activity_label": "A", "ctx": "b", "endings": ["c"], "label": "0"})["prompt"] == "A: b"
+    swag = {"activity_label": "Health", "ctx_a": "[header] How to rest [title] Sit. [step] Wait.", "ctx_b": "", "endings": ["it [step] c"]}
+    swag = HUB_SETS["hellaswag_validation"].read({**swag, "label": "0"})
+    assert (swag["prompt"], swag["choices"], swag["label"]) == ("Health: How to rest. Sit. Wait.", ["it c"], 0)
+    swag = HUB_SETS["hellaswag_validation"].read({"activity_label": "A", "ctx_a": "B.", "ctx_b": "the c", "endings": [], "label": "0"})
+    assert swag["prompt"] == "A: B. The c"
     assert HUB_SETS["piqa_validation"].read({"goal": "g", "sol1": "x", "sol2": "y", "label": 1})["choices"] == ["x", "y"]
     assert HUB_SETS["mmlu_test"].read({"question": "Q", "choices": ["a"], "answer": 0, "subject": "s"})["subject"] == "s"
     code = {"task_id": "H/0", "prompt": "def f():", "canonical_solution": " pass", "test": "t", "entry_point": "f"}

@@ -7,7 +7,9 @@ from decimal import Decimal
 import pytest
 
 from lad_engine.evaluation import intervals
-from lad_engine.evaluation.extraction import chosen_option, first_word, last_number, program
+from lad_engine.evaluation.extraction import chosen_option, first_words, last_number, program
+from lad_engine.evaluation.sets import Example
+from lad_engine.evaluation.tasks import TASKS
 from lad_engine.evaluation.text_metrics import distinct, repetition, rouge_l, rouge_n
 
 CHOICES = ("an apple", "a pear", "a pear tree", "nothing")
@@ -37,6 +39,12 @@ CHOICES = ("an apple", "a pear", "a pear tree", "nothing")
         ("", None),
         ("A dog is an animal", None),
         ("Nothing at all", 3),
+        ("B\n\nBecause it grows.", 1),
+        ("**Answer:** C", 2),
+        ('The correct answer is "B. Burn', 1),
+        ("B is the correct option.", 1),
+        ("A is a letter", None),
+        ("The answer is **A pear tree**", 2),
     ],
 )
 def test_an_option_is_read_from_a_letter_or_from_its_words(text, chosen):
@@ -53,16 +61,30 @@ def test_an_option_is_read_from_a_letter_or_from_its_words(text, chosen):
         ("5.00", "5"),
         ("none", None),
         ("####\nso it is 7", "7"),
+        ("#### -10", "-10"),
+        ("she is -$3 short", "-3"),
+        ("it is $-3", "-3"),
+        ("The sum is\n- 18 eggs", "18"),
+        ("that leaves 20-5", "5"),
+        ("it costs $.50", "0.5"),
+        ("the total is...18", "18"),
     ],
 )
 def test_a_solution_ends_with_its_number(text, number):
     assert last_number(text) == (None if number is None else Decimal(number))
 
 
-def test_the_first_word_has_neither_case_nor_marks():
-    assert first_word(' "Signs," he said') == "signs"
-    assert first_word("...") == first_word("--") == ""
-    assert first_word("- 'sea' it was") == "sea" and first_word("don't") == "don't"
+def test_the_first_words_have_neither_case_nor_marks():
+    assert first_words(' "Signs," he said', 1) == ["signs"]
+    assert first_words("...") == first_words("--") == []
+    assert first_words("- 'sea' it was", 1) == ["sea"] and first_words("don't") == ["don't"]
+
+
+def test_of_a_reference_over_two_lines_every_word_counts():
+    def is_right(text: str) -> bool:
+        return TASKS["lambada"].scored(Example("1", "she took off", answers=("the\ngloves",)), text)["accuracy"]
+
+    assert is_right(" the gloves, and") and not is_right(" the coat") and not is_right(" the") and not is_right("")
 
 
 HEAD = 'from typing import List\n\ndef double(x: int) -> int:\n    """Twice."""\n'
@@ -75,6 +97,13 @@ HEAD = 'from typing import List\n\ndef double(x: int) -> int:\n    """Twice."""\
         "def double(x: int) -> int:\n    return 2 * x",
         "```\nreturn 2 * x\n```",
         "    return 2 * x",
+        "```python3\nreturn 2 * x\n```\nIt doubles.",
+        # An engine strips answers on the left.
+        "y = x\n    return y + x",
+        "for y in [x]:\n        x += y\n    return x",
+        "for y in [x]:\n      x += y\n    return x",
+        "for y in [x]:\n    x += y\nreturn x",
+        "y = x\nreturn y + x",
     ],
 )
 def test_a_program_is_a_block_a_function_or_its_body(text):
@@ -117,6 +146,8 @@ def test_intervals_are_the_known_ones_and_the_same_each_time():
     low, value, high = (intervals.mean(list(range(100)))[name] for name in ("low", "value", "high"))
     assert value == 49.5 and 42 < low < 46 and 53 < high < 57
     assert intervals.ratio([2.0, 0.0], [1.0, 1.0], exponential=True)["value"] == pytest.approx(2.718281828)
+    # One example says nothing about the spread.
+    assert intervals.mean([2.0]) == {"value": 2.0, "low": None, "high": None, "interval": "bootstrap", "n": 1}
     assert intervals.share([])["value"] is None and intervals.ratio([0.0], [0.0])["value"] is None
     # Of a mean the delete-one jackknife is the textbook's standard error: here s / sqrt(n) = sqrt(0.3 * 0.7 / 9).
     hits = [1.0] * 3 + [0.0] * 7

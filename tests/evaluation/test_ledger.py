@@ -27,6 +27,22 @@ def test_a_batch_is_redone_whole(tmp_path: Path):
     assert first == again and calls == [["0", "1"], ["2"], ["0", "1"]]
 
 
+def test_an_example_that_says_something_else_is_done_again(tmp_path: Path):
+    path, calls = tmp_path / "l.jsonl", []
+
+    def run(example: Example) -> None:
+        Ledger(path).run("k", [example], lambda batch: calls.append(batch[0]) or [{"n": 1}], 1, lambda *_: None)
+
+    first, corrected = Example("1", "x", ("a", "b"), 0), Example("1", "x", ("a", "b"), 1)
+    for example in (first, first, corrected, corrected):
+        run(example)
+    assert calls == [first, corrected]
+    # What an earlier version kept is believed.
+    path.write_text('{"key": "k", "id": "1", "row": {"n": 1}}\n')
+    run(first)
+    assert calls == [first, corrected]
+
+
 def test_what_is_finished_is_read_again_whatever_it_says_and_wherever_the_last_line_was_cut(tmp_path: Path):
     # Line breaks to str.splitlines, and none to JSON Lines.
     path, example, row = tmp_path / "l.jsonl", Example("1", "x"), {"text": "one\u2028two\x85three\u2029é"}

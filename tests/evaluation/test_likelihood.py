@@ -82,7 +82,10 @@ def test_what_does_not_fit_is_refused(base: Engine, denoiser: Engine):
 
 
 def test_a_question_beyond_the_window_is_read_by_its_end(base: Engine, denoiser: Engine):
-    examples = [Example("short", "the sun and the sea", ("the user", "an answer"), 0), Example("long", "the sea " * 600, ("the sun", "a"), 1)]
+    examples = [
+        Example("short", "the sun and the sea", ("the user", "an answer"), 0),
+        Example("long", "the sea " * 600, ("the sun", "a"), 1),
+    ]
     for engine, way in ((base, "exact likelihood"), (denoiser, "masked likelihood")):
         short, long = likelihood_work(TASKS["arc_easy"], Condition(way, way, engine), examples, 2).answer(examples)
         assert short["tokens_cut"] == 0 < long["tokens_cut"] and all(math.isfinite(one) for one in long["options"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import json
 import sys
 import types
-from dataclasses import dataclass
 
 import pytest
 
@@ -20,7 +20,7 @@ from tiny_checkpoint import make_tiny
 IS_INSTALLED = importlib.util.find_spec("lm_eval") is not None
 
 
-@dataclass
+@dataclasses.dataclass
 class Request:
     """What lm-eval hands over, as far as a model reads it."""
 
@@ -105,6 +105,30 @@ def test_a_long_text_is_scored_in_blocks(causal):
     assert causal.loglikelihood_rolling([Request((text,))]) == [pytest.approx(wanted)]
 
 
+def test_a_context_beyond_the_window_is_read_by_its_end(diffusion, causal, caplog):
+    asked, long = {"until": ["\n"], "max_gen_toks": 6}, "the sea and " * 400
+    for model in (diffusion, causal):
+        model._has_cut = False
+        codec, most = model.engine.codec, model.engine.facts.max_positions
+        ids, answer = codec.encode(long.rstrip()), codec.encode(" here")
+        assert len(ids) > most
+        (found,) = model.loglikelihood([Request((long.rstrip(), " here"))])
+        assert found == model._score(ids[len(answer) + 1 - most :], answer, f"{long.rstrip()}/ here")
+        (text,) = model.generate_until([Request((long, asked))])
+        assert isinstance(text, str)
+        assert len(codec.encode(model._end_of(long, 6))) == most - 7 and model._end_of("the sea", 6) == "the sea"
+    assert sum("too long for the window" in record.message for record in caplog.records) == 2
+
+
+def test_an_answers_length_is_lm_evals_own_where_nobody_names_one(diffusion, causal):
+    assert causal._params({}).max_new_tokens == causal._params({"max_gen_toks": None}).max_new_tokens == 256
+    assert causal._params({"max_tokens": 7}).max_new_tokens == 7 and diffusion._params({}).max_new_tokens == 6
+    assert (
+        causal._params({"temperature": 0.5}).temperature == 0.5
+        and causal._params({"do_sample": False, "temperature": 0.5}).temperature == 0
+    )
+
+
 def test_generation_takes_the_requests_stop_words_and_length(diffusion, causal):
     asked = {"until": ["\n"], "max_gen_toks": 9, "do_sample": False, "temperature": 0.0}
     params = diffusion._params(asked)
@@ -116,6 +140,19 @@ def test_generation_takes_the_requests_stop_words_and_length(diffusion, causal):
         texts = model.generate_until([Request((f"the user {n}", asked)) for n in range(3)])
         assert len(texts) == 3 and all(isinstance(text, str) and "\n" not in text for text in texts)
         assert texts == model.generate_until([Request((f"the user {n}", asked)) for n in range(3)])
+
+
+def test_an_answer_keeps_the_indent_that_a_program_goes_on_with(diffusion, causal, monkeypatch):
+    for model, name in ((diffusion, "generate"), (causal, "generate_autoregressive")):
+        engine, real = model.engine, getattr(model.engine, name)
+        ids = (*engine.codec.encode("    return the sun\ndef a"), engine.eos_ids[0], 50)
+
+        def answered(prompts, params, real=real, ids=ids):
+            return [dataclasses.replace(result, text="return the sun", token_ids=ids) for result in real(prompts, params)]
+
+        monkeypatch.setattr(engine, name, answered)
+        assert model.generate_until([Request(("def f():\n", {"until": ["\ndef"], "max_gen_toks": 6}))]) == ["    return the sun"]
+        assert model.generate_until([Request(("def f():\n", {"max_gen_toks": 6}))]) == ["    return the sun\ndef a"]
 
 
 def test_a_wrong_setting_is_refused_at_once(harness, folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from lad_engine import Engine
 from lad_engine.errors import ConfigError
+from lad_engine.evaluation import profile_search
+from lad_engine.evaluation.profile_search import choose, search
 from lad_engine.profiles import beside_adapter
 from tiny_adapter import write_adapter
 from tiny_checkpoint import make_tiny
@@ -51,3 +54,26 @@ def test_a_damaged_file_is_named(engine: Engine, place: Path, text: str):
 
 def test_a_folder_keeps_it_inside(tmp_path: Path):
     assert beside_adapter(tmp_path) == tmp_path / "profile.json"
+
+
+def test_of_candidates_that_write_nothing_none_is_chosen():
+    trials = [{"name": str(nfe), "quality": {"value": 0.0}, "nfe": {"value": nfe}} for nfe in (8.0, 2.0)]
+    with pytest.raises(ConfigError, match="none of 2 candidates wrote words"):
+        choose(trials, 0.02)
+    one = [{"name": "one", "quality": {"value": 0.1}, "nfe": {"value": 8.0}}]
+    assert choose(one, 0.0) is one[0]
+
+
+def test_what_the_engine_decodes_with_now_is_a_candidate_too(engine: Engine, place: Path, monkeypatch):
+    place.write_text(json.dumps({"settings": {"steps": 6, "remasking": "transfer", "block_length": 2, "temperature": 0.0, "top_p": 0.9}}))
+
+    def measured(engine, judge, examples, candidates, *rest):
+        return [{"name": name, "settings": settings, "quality": {"value": 1.0}, "nfe": {"value": 1.0}} for name, settings in candidates]
+
+    monkeypatch.setattr(profile_search, "_measured", measured)
+    trials = search(engine, None, [], (4, 8), 64, None, 1, io.StringIO())
+    found = {trial["name"]: trial["settings"] for trial in trials if trial["name"].startswith("profile tuned")}
+    assert list(found) == ["profile tuned, 4 steps", "profile tuned, 8 steps", "profile tuned, 6 steps"]
+    now = engine.sampling()
+    place.write_text(json.dumps({"settings": found["profile tuned, 6 steps"]}))
+    assert now == engine.sampling() == engine.sampling("paper", **found["profile tuned, 6 steps"]).replace(profile="tuned")
