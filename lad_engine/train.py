@@ -43,6 +43,10 @@ from .training.trainer import Trainer
 NO_TOKEN = -1
 # The other backends have no backward pass; mean embeddings and the noise, which is bit for bit the reference's, need none.
 OPS = "reference,soft_embedding=auto,structured_noise=auto"
+TOO_LITTLE_MEMORY = (
+    "memory: the device has too little for this run, expected room for its updates. Lower batch_size (and raise grad_accumulation), "
+    "max_length or rank, or turn grad_checkpointing on; --resume goes on from the last checkpoint."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(config, options)
     except FAILURES as error:
         return refused(error)
+    except RuntimeError as error:
+        # CUDA raises a class of its own, the CPU's allocator only says so.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        return refused(TrainingError(TOO_LITTLE_MEMORY))
     except KeyboardInterrupt:
         print("Stopped before training began; nothing was written.", file=sys.stderr)
         return INTERRUPTED
@@ -102,14 +111,15 @@ def _load_config(options: argparse.Namespace) -> TrainConfig:
 def _run(config: TrainConfig, options: argparse.Namespace) -> int:
     if not config.data:
         raise ConfigError("config: data is empty, expected at least one JSON Lines file. Give --data FILE.")
-    load_profile(config.profile)
+    config.check_profile(load_profile(config.profile))
     run = Path(config.output)
-    if not options.resume and list_checkpoints(run):
-        raise TrainingError(f"output: {run} holds the checkpoints of an earlier run. Continue it with --resume or choose another --output.")
+    if not options.resume:
+        _check_new(run, ("model",) if config.objective == "latent_ode" else ("adapter.safetensors", "peft"))
     sources = [parse_source(text) for text in config.data]
     for source in sources:
         if not source.where.startswith("hf:") and not Path(source.where).is_file():
-            raise TrainingError(f"data: {source.where} does not exist. Give a JSON Lines file, or hf:ID for a dataset of the hub.")
+            state = "is no file" if Path(source.where).exists() else "does not exist"
+            raise TrainingError(f"data: {source.where} {state}. Give a JSON Lines file, or hf:ID for a dataset of the hub.")
     processes = join_processes(uses_cpu=config.device == "cpu" or not torch.cuda.is_available())
     say = _sayer(options.quiet or not processes.is_main)
     device, dtype = _placement(config, processes)
@@ -122,14 +132,32 @@ def _run(config: TrainConfig, options: argparse.Namespace) -> int:
     with _stop_on_signals() as stopped:
         trainer.should_stop = lambda: bool(stopped)
         is_finished = trainer.train()
-    if processes.is_main and config.plot:
-        plot_losses(MetricsFile(run / "metrics.jsonl", trainer.counters.step).read(), run / "loss.png", config.name)
+        if processes.is_main and config.plot:
+            plot_losses(MetricsFile(run / "metrics.jsonl", trainer.counters.step).read(), run / "loss.png", config.name)
     if is_finished:
         made = f"model is {run / 'model'}" if config.objective == "latent_ode" else f"adapter is {run / 'adapter.safetensors'}"
-        say(f"Finished {config.steps} updates; the {made}.")
+        say(f"Finished {trainer.counters.step} updates; the {made}.")
     else:
         say(f"Stopped at update {trainer.counters.step} after writing a checkpoint; continue with --resume --output {run}.")
     return 0
+
+
+def _check_new(run: Path, exports: Sequence[str]) -> None:
+    """Refuse a folder in which a new run would write over something: an earlier run's work, or the config.json of a model."""
+    if list_checkpoints(run):
+        raise TrainingError(f"output: {run} holds the checkpoints of an earlier run. Continue it with --resume or choose another --output.")
+    for name in exports:
+        if (run / name).exists():
+            raise TrainingError(f"output: {run} holds {name} already, which this run would write. Choose another --output.")
+    try:
+        stored = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    except OSError:
+        return
+    except ValueError:
+        stored = None
+    # A run that ended before its first checkpoint may begin again.
+    if not isinstance(stored, dict) or not stored.keys() >= {"output", "save_every"}:
+        raise TrainingError(f"output: {run} holds a config.json that is no run's, which would be lost. Choose another --output.")
 
 
 def _build(
@@ -138,7 +166,15 @@ def _build(
     """Load base, tokenizer and data, attach the trainable pairs, and return the trainer."""
     with LoadProgress(Console(stderr=True)) as progress:
         checkpoint = open_checkpoint(config.base, progress=progress.update)
+    most = checkpoint.facts.max_positions
+    if config.max_length > most:
+        raise ConfigError(f"config: max_length is {config.max_length}, expected at most {most} (max_position_embeddings of the base).")
     codec = load_tokenizer(checkpoint.folder)
+    if not codec.has_chat_template:
+        raise TrainingError(
+            f"base: {checkpoint.facts.name} has no chat template, expected one to lay its prompts out with. Give an instruct model, or add "
+            "chat_template to its tokenizer_config.json."
+        )
     is_latent = config.objective == "latent_ode"
     # L2D hides nothing, so its base needs no token to stand for it.
     mask_id = NO_TOKEN if is_latent else codec.piece_id(config.mask_token)
@@ -149,6 +185,12 @@ def _build(
     train, validation, counts = load_examples(map(parse_source, config.data), codec, limits, config.val_share)
     dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items() if count and reason != "kept")
     say(f"{len(train)} examples to train on, {len(validation)} for validation" + (f"; dropped: {dropped}" if dropped else "") + ".")
+    largest = max(mask_id, eos_id, *(int(part.tokens.max()) for part in (train, validation) if len(part)))
+    if largest >= checkpoint.facts.vocab_size:
+        raise TrainingError(
+            f"base: id {largest} of its tokenizer ({codec.piece(largest)!r}) is in use, expected ids below its vocabulary of "
+            f"{checkpoint.facts.vocab_size}. Use the base's own tokenizer, or a base whose embeddings were resized."
+        )
     ops = differentiable(select_ops(OPS, device=device.type))
     build = open_flow_path if is_latent else _with_pairs
     transformer, trainable = build(checkpoint, config, ops, dtype, device)
@@ -172,7 +214,14 @@ def _with_pairs(checkpoint: Checkpoint, config: TrainConfig, ops: Any, dtype: to
     """Load the base and attach the pairs that are trained."""
     transformer = backbone_of(checkpoint.facts).from_tensors(checkpoint.facts, checkpoint.tensors(), ops, dtype, device)
     transformer.head.predicts_next_token = config.predicts_next_token
-    start = read_adapter(config.init_adapter) if config.init_adapter else None
+    # A run that goes on takes its values from its checkpoint, wherever the adapter it began with is by now.
+    begins = not list_checkpoints(Path(config.output))
+    start = read_adapter(config.init_adapter) if config.init_adapter and begins else None
+    # A PEFT folder from elsewhere records neither.
+    for name in ("mask_token", "predicts_next_token") if start is not None and start.facts.mask_id != NO_TOKEN else ():
+        own, given = getattr(start.facts, name), getattr(config, name)
+        if own != given:
+            raise TrainingError(f"init_adapter: {name} of {config.init_adapter} is {own!r}, expected {given!r} as set. Set it so.")
     trainable = attach_trainable(
         transformer,
         config.targets,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..contracts import AdapterFacts
 from ..errors import AdapterError
+from ..model.simplex_facts import TIME_EMBEDDING
 from .peft_config import read_json_object
 
 FACTS_NAME = "lad_facts.json"
@@ -102,7 +103,8 @@ def norms_of(folder: Path) -> dict[str, Tensor]:
 
 
 def _norm_path(path: Path, name: Any, value: Any) -> str:
-    module = str(name).removeprefix("base_model.model.").removesuffix(".weight")
-    if not isinstance(value, Tensor) or value.ndim != 1 or not module.endswith("norm") or not str(name).endswith(".weight"):
+    tensor = str(name).removeprefix("base_model.model.")
+    module = tensor.removesuffix(".weight")
+    if not isinstance(value, Tensor) or value.ndim != 1 or not (tensor.endswith("norm.weight") or tensor == TIME_EMBEDDING):
         raise AdapterError(f"{path}: {name} is not a norm weight, expected one-dimensional tensors named like model.norm.weight.")
     return module

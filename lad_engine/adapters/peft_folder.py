@@ -64,11 +64,13 @@ def assemble(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor], so
             f"{source}: holds the adapters {', '.join(sorted(map(str, names)))}, expected one. Save each in a folder of its own."
         )
     weights = pair_up(str(source), halves, config.scale_of)
+    # Names alone would say "in every layer" of what was named by its path.
+    has_paths = not isinstance(config.targets, str) and any(target in weights and "." in target for target in config.targets)
     known = {
         "name": folder.resolve().name,
         "rank": config.rank,
         "alpha": config.alpha,
-        "targets": list(short_names(weights)),
+        "targets": sorted(weights) if has_paths else list(short_names(weights)),
         "base_name": config.base_name,
         "uses_rslora": config.uses_rslora,
     }

@@ -60,7 +60,8 @@ def _config(adapter: Adapter) -> dict[str, Any]:
 
 
 def _targets(adapter: Adapter) -> list[str]:
-    # short names say "in every layer", so they are used only when each of them is in every layer from the first on
+    # short names say "in every layer", so they are used only when each of them is in every layer from the first on, and no target was
+    # a path: how many layers the base has is not known here
     names = short_names(adapter.weights)
     layers: dict[str, set[str]] = {}
     for module in adapter.weights:
@@ -68,7 +69,8 @@ def _targets(adapter: Adapter) -> list[str]:
         layers.setdefault(name, set()).add(prefix.split(".")[2] if prefix.startswith("model.layers.") else "")
     in_layers = [found for found in layers.values() if found != {""}]
     whole = {str(i) for i in range(max(map(len, in_layers), default=0))}
-    is_uniform = all(found == whole for found in in_layers) and not adapter.facts.extra.get("layers")
+    has_paths = any("." in target for target in adapter.facts.targets)
+    is_uniform = all(found == whole for found in in_layers) and not has_paths and not adapter.facts.extra.get("layers")
     return list(names) if is_uniform else list(adapter.weights)
 
 

@@ -36,7 +36,8 @@ class BatchOrder:
     """The batches of every epoch as a pure function of (seed, epoch).
 
     Each example is taken floor(weight) times and once more with the remaining probability; copies are shuffled, cut into pools,
-    sorted by length inside a pool and cut into batches, whose order is shuffled. An incomplete batch is dropped unless it is alone.
+    sorted by length inside a pool and cut into batches, whose order is shuffled. What fills no batch is left out of its epoch, drawn anew
+    each time, unless it is all there is.
     """
 
     def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
@@ -64,13 +65,15 @@ class BatchOrder:
         copies = np.floor(weight + generator.random(len(weight))).astype(np.int64)
         order = generator.permutation(np.repeat(np.arange(len(weight)), copies))
         if len(order) < self.batch_size:
-            return [order] if len(order) else [np.arange(len(weight))]
+            return [order if len(order) else generator.permutation(len(weight))[: self.batch_size]]
         batches = []
         pool = self.batch_size * BATCHES_PER_POOL
         for start in range(0, len(order), pool):
             part = order[start : start + pool]
+            # Cut before the sort: behind it the longest examples would go, in a small set the same ones every epoch.
+            part = part[: len(part) - len(part) % self.batch_size]
             part = part[np.argsort(self.examples.total[part], kind="stable")]
-            batches += [part[i : i + self.batch_size] for i in range(0, len(part) - self.batch_size + 1, self.batch_size)]
+            batches += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
         return [batches[i] for i in generator.permutation(len(batches))]
 
 

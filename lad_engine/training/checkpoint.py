@@ -1,4 +1,4 @@
-"""Checkpoints of a run: parameters, optimizer, counters and generators, written whole or not at all, without pickle."""
+"""Checkpoints of a run: parameters, optimizer and counters, written whole or not at all, without pickle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ..errors import TrainingError
 from .lora import Trainable
@@ -25,7 +24,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `run/checkpoints/step-<step>` and remove all but the last `keep_last`; an interrupted write leaves only a hidden folder.
 
-    state: plain JSON values (counters, data position, config). The torch CPU generator (and the CUDA one) is stored too.
+    state: plain JSON values (counters, data position, config); every random number is keyed by them.
     Raises:
         TrainingError: the folder cannot be written, or the disk is full.
     """
@@ -38,7 +37,7 @@ def save_checkpoint(
     try:
         partial.mkdir(parents=True)
         save_file({name: p.detach().cpu().contiguous() for name, p in named.items()}, partial / "trainable.safetensors")
-        save_file({**moments, **_generators()}, partial / "optimizer.safetensors")
+        save_file(moments, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
@@ -71,7 +70,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(folder: Path, trainable: Trainable, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore parameters, moments and generators, and return the counters.
+    """Restore parameters and moments, and return the counters.
 
     Raises:
         TrainingError: a file is unreadable or does not fit this run.
@@ -88,12 +87,4 @@ def load_checkpoint(folder: Path, trainable: Trainable, optimizer: torch.optim.O
         if stored:
             # Fused AdamW keeps its step counter on the parameter's device.
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in stored.items()}
-    torch.set_rng_state(moments["generator/cpu"])
-    if "generator/cuda" in moments and torch.cuda.is_available():
-        torch.cuda.set_rng_state(moments["generator/cuda"])
     return state
-
-
-def _generators() -> dict[str, Tensor]:
-    states = {"generator/cpu": torch.get_rng_state()}
-    return {**states, "generator/cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states

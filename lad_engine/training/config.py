@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ..config import MOST_THREADS
 from ..errors import ConfigError
-from ..families import DEFAULT_PROFILES
+from ..families import DEFAULT_PROFILES, READS
 
 CORRUPTIONS = ("paper", "code", "mask_only", "mixed")
 LOSSES = ("all", "answer", "corrupted", "mask_only")
@@ -22,6 +22,19 @@ OBJECTIVES = ("lad", "masked", "simplex", "latent_ode")
 FLOW_TIMES = ("uniform", "cosmap")
 SPANS = ("answer", "ul2")
 KIND_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a list of texts"}
+# Settings that only some objectives read.
+READ_BY = {
+    **dict.fromkeys(("corruption", "whole_mask_share", "block_share", "block_length", "loss", "kept_weight"), ("lad",)),
+    **dict.fromkeys(("flow_times", "flow_classes", "class_dropout"), ("latent_ode",)),
+    **dict.fromkeys(("teacher_share", "align_weight"), ("lad", "masked")),
+    **dict.fromkeys(("init_adapter", "targets", "rslora", "dropout", "train_norms"), ("lad", "masked", "simplex")),
+    **dict.fromkeys(("predicts_next_token", "eos_pad_weight", "grad_checkpointing"), ("lad", "masked", "simplex")),
+    "anneal_steps": ("masked",),
+    "spans": ("simplex",),
+}
+# Of objective "lad": settings that only some losses read.
+READ_BY_LOSS = {"kept_weight": ("corrupted",), "eos_pad_weight": ("answer", "corrupted")}
+MOST = 2**63 - 1
 BELOW_ONE = ("dropout", "beta1", "beta2", "label_smoothing")
 
 
@@ -31,7 +44,8 @@ class TrainConfig:
 
     What:
         output: folder of the run (checkpoints, metrics, adapter). name: the adapter's name. base: model folder, hub id or GGUF
-        (None: the embedded default). init_adapter: an adapter to continue from (rank, alpha and targets must be its own).
+        (None: the embedded default). init_adapter: an adapter to continue from (rank, alpha, targets, mask_token and
+        predicts_next_token must be its own).
     Data:
         data: files or datasets, each "path", "path=weight" or "hf:id[:split][=weight]" (weight: copies of each example per epoch).
         max_length: window; max_chars: instruction + input + output at most; too_long: what happens to examples beyond the window.
@@ -148,6 +162,15 @@ class TrainConfig:
             _check_type(name, value)
         return cls(**values)
 
+    def check_profile(self, settings: Mapping[str, Any]) -> None:
+        """Raise ConfigError where `settings`, those of the profile, are none that decoding after this objective reads."""
+        unread = settings.keys() - set(READS[self.objective])
+        if unread:
+            raise ConfigError(
+                f"config: profile {self.profile} sets {min(unread)}, which decoding after objective {self.objective} does not read. "
+                "Choose a profile of its family."
+            )
+
     def to_mapping(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()}
@@ -159,7 +182,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except ImportError as error:
         raise ConfigError("config: a TOML file needs Python 3.11 or newer. Give the settings as flags.") from error
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"config: {path} cannot be read ({error.strerror}). Give a TOML file.") from error
     except ValueError as error:
@@ -180,7 +203,10 @@ def _check_type(name: str, value: Any) -> None:
     if value is None and may_be_none:
         return
     accepted = {float: (int, float), tuple: (list, tuple, str)}.get(kind, (kind,))
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+    holds_texts = kind is not tuple or not isinstance(value, (list, tuple)) or all(isinstance(part, str) for part in value)
+    if isinstance(value, int) and abs(value) > MOST:
+        raise ConfigError(f"config: {name} is {value}, expected at most {MOST}.")
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool) or not holds_texts:
         raise ConfigError(f"config: {name} is {value!r}, expected {KIND_NAMES[kind]}.")
 
 
@@ -215,7 +241,7 @@ def _check(c: TrainConfig) -> None:
     for name in ("learning_rate", "clip"):
         if not (math.isfinite(getattr(c, name)) and getattr(c, name) > 0):
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, expected a number above 0.")
-    for name, most in (("seed", 2**63 - 1), ("threads", MOST_THREADS)):
+    for name, most in (("seed", MOST), ("threads", MOST_THREADS)):
         if getattr(c, name) is not None and getattr(c, name) > most:
             raise ConfigError(f"config: {name} is {getattr(c, name)}, expected at most {most}.")
     if c.threads is not None and c.threads < 1:
@@ -241,19 +267,14 @@ def _check(c: TrainConfig) -> None:
         raise ConfigError(f'config: loss "mask_only" weighs by the mask level, expected corruption "mask_only", got "{c.corruption}".')
     if c.block_share and c.loss == "mask_only":
         raise ConfigError(f'config: block_share is {c.block_share} with loss "mask_only", which counts whole answers. Choose another loss.')
-    if c.objective != "lad":
-        for name in ("corruption", "whole_mask_share", "block_share", "block_length", "loss", "kept_weight"):
-            if getattr(c, name) != getattr(TrainConfig, name):
-                raise ConfigError(f"config: {name} is {getattr(c, name)!r}, which objective {c.objective} does not read. Leave it out.")
-    for name in ("flow_times", "flow_classes", "class_dropout"):
-        if c.objective != "latent_ode" and getattr(c, name) != getattr(TrainConfig, name):
+    for name, readers in READ_BY.items():
+        if c.objective not in readers and getattr(c, name) != getattr(TrainConfig, name):
             raise ConfigError(f"config: {name} is {getattr(c, name)!r}, which objective {c.objective} does not read. Leave it out.")
+    for name, losses in READ_BY_LOSS.items():
+        if c.objective == "lad" and c.loss not in losses and getattr(c, name) != getattr(TrainConfig, name):
+            raise ConfigError(f'config: {name} is {getattr(c, name)!r}, which loss "{c.loss}" does not read. Leave it out.')
     if c.flow_classes and c.flow_classes != len(c.data):
         raise ConfigError(f"config: flow_classes is {c.flow_classes} for {len(c.data)} data sources, expected one class per source, or 0.")
     for name in ("teacher_share", "align_weight"):
-        if getattr(c, name) and c.objective not in ("lad", "masked"):
-            raise ConfigError(f"config: {name} is {getattr(c, name)}, which objective {c.objective} does not read. Leave it out.")
         if getattr(c, name) and c.train_norms:
             raise ConfigError(f"config: {name} is set with train_norms, which changes the base that teaches. Leave one of them out.")
-    if c.anneal_steps and c.objective != "masked":
-        raise ConfigError(f"config: anneal_steps is {c.anneal_steps}, which objective {c.objective} does not read. Leave it out.")

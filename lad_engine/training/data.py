@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..text.formats import PromptDefaults, prompt_ids
 from ..text.prompts import Prompt, is_unicode
 
 REPORT_EVERY = 2048
+MOST_COPIES = 1e6
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def parse_source(text: str) -> Source:
     """Read "where" or "where=weight".
 
     Raises:
-        TrainingError: the weight is not a number above 0.
+        TrainingError: the weight is not a number above 0 and at most MOST_COPIES.
     """
     where, separator, weight = text.rpartition("=")
     if not separator or Path(text).exists():
@@ -87,8 +89,8 @@ def parse_source(text: str) -> Source:
         value = float(weight)
     except ValueError:
         value = 0.0
-    if not 0.0 < value < float("inf"):
-        raise TrainingError(f"data: weight of {where} is {weight!r}, expected a number above 0.")
+    if not 0.0 < value <= MOST_COPIES:
+        raise TrainingError(f"data: weight of {where} is {weight!r}, expected a number above 0 and at most {MOST_COPIES:.0f}.")
     return Source(where, value)
 
 
@@ -103,11 +105,12 @@ def read_rows(source: Source) -> Iterator[dict[str, Any]]:
         return
     path = Path(source.where)
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+        # Editors on Windows begin a file with a byte order mark, which is no part of its first line.
+        with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield _row(line, f"{path.name} line {number}")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise TrainingError(f"data: {path} cannot be read ({reason}). Give a JSON Lines file, .gz or not.") from error
 
@@ -116,7 +119,8 @@ def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise TrainingError(f"data: {where} is not JSON ({getattr(error, 'msg', error)}). Correct or remove it.") from error
+        reason = getattr(error, "msg", error)
+        raise TrainingError(f"data: {where} is not JSON ({reason}), expected one object a line. Correct it.") from error
     return _checked(row, where)
 
 
@@ -187,9 +191,19 @@ def load_examples(
             if counts["kept"] % REPORT_EVERY == 0:
                 on_progress(counts["kept"])
     if not kept[0]:
-        raise TrainingError(f"data: nothing is left to train on ({counts}), expected at least one example. Raise max_length or max_chars.")
+        raise _nothing_left(counts)
     train, validation = (Examples(*zip(*part, strict=True)) if part else Examples([], [], [], []) for part in kept)
     return train, validation, counts
+
+
+def _nothing_left(counts: dict[str, int]) -> TrainingError:
+    said = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items() if count) or "no rows"
+    advice = "Give rows with an instruction and an output."
+    if counts["kept"]:
+        said, advice = f"{counts['kept']} for validation", "Lower val_share."
+    elif counts["too_many_chars"] or counts["too_long"]:
+        advice = "Raise max_chars." if counts["too_many_chars"] else "Raise max_length or max_prompt."
+    return TrainingError(f"data: nothing is left to train on ({said}), expected at least one example. {advice}")
 
 
 def render(row: dict[str, Any], codec: TextCodec, system_prompt: str | None) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,7 @@ def join_processes(uses_cpu: bool) -> Processes:
     """Join the processes of `accelerate launch` or torchrun, or be alone; `uses_cpu` keeps them off the accelerators.
 
     Raises:
-        TrainingError: launched in several processes without accelerate installed.
+        TrainingError: launched in several processes without accelerate installed, or they do not find one another.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
@@ -49,8 +49,12 @@ def join_processes(uses_cpu: bool) -> Processes:
     except ImportError as error:
         raise TrainingError("train: several processes were launched, which needs accelerate. Run: pip install accelerate.") from error
     # Without the flag accelerate starts no process group on a machine that has no accelerator.
-    state = PartialState(cpu=uses_cpu)
     wanted = int(os.environ["WORLD_SIZE"])
+    try:
+        state = PartialState(cpu=uses_cpu)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise TrainingError(f"train: WORLD_SIZE is {wanted}, but the processes do not join ({reason}). Use accelerate launch.") from error
     if state.num_processes != wanted:
         raise TrainingError(f"train: accelerate joined {state.num_processes} processes, expected {wanted}. Use accelerate launch.")
     return Processes(state.process_index, state.num_processes, state.device)

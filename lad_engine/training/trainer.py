@@ -27,6 +27,8 @@ from .validation import ValidationSet, validate
 # Odd, so that runs of different seeds give every example a different noise key.
 SEED_STRIDE = 0x9E3779B97F4A7C15
 KEY_RANGE = 2**62
+# Stored values mean something else under others of these, alpha beside them.
+KEPT_ON_RESUME = ("rslora", "mask_token", "predicts_next_token")
 
 
 @dataclass
@@ -99,11 +101,26 @@ class Trainer:
             raise TrainingError(f"resume: {self.run} holds no checkpoint. Start without --resume.")
         state = load_checkpoint(found[-1], self.trainable, self.optimizer)
         self.counters = Counters.from_mapping(state)
-        if state["data"] != self._data_name():
-            # Other data: begin its next epoch, so that no order is half repeated.
+        before, now = state["config"], self.config.to_mapping()
+        self._check_meaning(before, now, state.get("base"))
+        changed = sorted(name for name in now if name != "output" and before.get(name, now[name]) != now[name])
+        said = f"Resumed at update {self.counters.step}" + (f" with other settings ({', '.join(changed)})" if changed else "")
+        if state["data"] != self._data_name() or "seed" in changed:
+            # Another order: begin its next epoch, so that none is half repeated.
             self.counters.position = Position(self.counters.position.epoch + 1, 0)
-            return f"Resumed at update {self.counters.step} with other data, from the beginning of an epoch."
-        return f"Resumed at update {self.counters.step}."
+            return f"{said}; the data are others or in another order, from the beginning of an epoch."
+        return f"{said}."
+
+    def _check_meaning(self, before: dict[str, Any], now: dict[str, Any], base: str | None) -> None:
+        """Refuse what would make another model of the stored values."""
+        own = self.model.transformer.facts.fingerprint
+        if base is not None and base != own:
+            raise TrainingError(f"resume: base has fingerprint {own[:12]}, expected {base[:12]} as before. Give the --base of this run.")
+        alphas = [values["rank"] if values["alpha"] is None else values["alpha"] for values in (before, now)]
+        pairs = {"alpha": alphas, **{name: [before[name], now[name]] for name in KEPT_ON_RESUME}}
+        for name, (was, given) in pairs.items():
+            if was != given:
+                raise TrainingError(f"resume: {name} is {given!r}, expected {was!r} as before. Leave it so, or start a new run.")
 
     def train(self) -> bool:
         """Run to `config.steps`; True when finished, False when stopped early. A checkpoint and the adapter are written either way."""
@@ -113,8 +130,6 @@ class Trainer:
         saved_at = begun_at = counters.step if counters.step else -1
         try:
             if counters.step == 0:
-                # Dropout draws from torch's own generator; a resumed run has restored it.
-                torch.manual_seed(config.seed + self.processes.index)
                 self._validate(metrics, progress)
             while counters.step < config.steps and not self._is_stopping():
                 tokens_before = counters.tokens
@@ -142,12 +157,14 @@ class Trainer:
     def update(self) -> dict[str, Any]:
         """Make one optimizer update and return its step, loss, learning rate and gradient norm."""
         config, counters = self.config, self.counters
+        first = counters.draw
         micro = [self.draw() for _ in range(config.grad_accumulation)]
         divisor = torch.stack([m.divisor for m in micro]).sum()
         self.processes.sum_([divisor])
         loss = torch.zeros((), device=self.device)
         noted: dict[str, float] = {}
-        for batch in micro:
+        for place, batch in enumerate(micro):
+            self.seed_dropout(first + place)
             part, numbers = self.loss(batch)
             part = part / divisor.clamp(min=1e-9)
             part.backward()
@@ -159,7 +176,10 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
         value = float(loss)
         if not math.isfinite(value) or not math.isfinite(float(norm)):
-            raise TrainingError(f"train: loss is {value} at update {counters.step + 1}, expected a finite one. Lower learning_rate.")
+            raise TrainingError(
+                f"train: loss is {value} and the norm of its gradient {float(norm)} at update {counters.step + 1}, expected finite ones. "
+                "Lower learning_rate."
+            )
         rate = learning_rate(counters.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -188,6 +208,11 @@ class Trainer:
         labels = torch.from_numpy(self.examples.label[indices]).to(self.device)
         return self.objective.draw(CleanBatch(*(tensor.to(self.device) for tensor in clean), update=counters.step, labels=labels))
 
+    def seed_dropout(self, draw: int) -> None:
+        """Seed torch's generator, which dropout reads, for one micro-batch: what it drops depends on the seed and the draw alone."""
+        if self.config.dropout:
+            torch.manual_seed((self.config.seed + (draw * self.processes.count + self.processes.index) * SEED_STRIDE) % KEY_RANGE)
+
     def loss(self, batch: NoisedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the undivided loss of one micro-batch and what the objective notes about it."""
         return self.objective.loss(self.model, batch)
@@ -196,6 +221,7 @@ class Trainer:
         """Write a checkpoint and the adapter (main process only)."""
         if self.processes.is_main:
             state = {**self.counters.to_mapping(), "data": self._data_name(), "config": self.config.to_mapping()}
+            state["base"] = self.model.transformer.facts.fingerprint
             save_checkpoint(self.run, self.counters.step, self.trainable, self.optimizer, state, self.config.keep_last)
             self.export(self.counters.step)
 

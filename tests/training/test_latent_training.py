@@ -112,6 +112,9 @@ def test_a_run_leaves_a_folder_that_decodes_and_can_be_continued(tmp_path, capsy
 
 
 def test_settings_of_the_flow_path_belong_to_its_objective():
+    for name, value in (("init_adapter", "a"), ("targets", ("o_proj",)), ("dropout", 0.1), ("predicts_next_token", True)):
+        with pytest.raises(ConfigError, match=f"{name} is .*, which objective latent_ode does not read"):
+            TrainConfig(objective="latent_ode", **{name: value})
     with pytest.raises(ConfigError, match="flow_classes is 3, which objective lad does not read"):
         TrainConfig(flow_classes=3)
     with pytest.raises(ConfigError, match="flow_classes is 3 for 1 data sources"):

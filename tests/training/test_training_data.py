@@ -73,8 +73,34 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path):
         with pytest.raises(TrainingError, match="cannot be read"):
             list(read_rows(Source(str(tmp_path / name), 1.0)))
     assert parse_source("x.jsonl=0.5") == Source("x.jsonl", 0.5)
-    with pytest.raises(TrainingError, match=r"weight of x\.jsonl is '-1'"):
-        parse_source("x.jsonl=-1")
+    for weight in ("-1", "1e300"):
+        with pytest.raises(TrainingError, match=rf"weight of x\.jsonl is '{weight}'"):
+            parse_source(f"x.jsonl={weight}")
+    packed = bytearray(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)))
+    packed[40:60] = b"\xff" * 20
+    (tmp_path / "d.jsonl.gz").write_bytes(packed)
+    with pytest.raises(TrainingError, match=r"d\.jsonl\.gz cannot be read"):
+        list(read_rows(Source(str(tmp_path / "d.jsonl.gz"), 1.0)))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_a_byte_order_mark_and_other_line_ends_are_no_part_of_a_row(tmp_path, name):
+    text = b"\xef\xbb\xbf" + b"\r\n\r\n".join(json.dumps(row).encode() for row in ROWS[:3])
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert list(read_rows(Source(str(tmp_path / name), 1.0))) == ROWS[:3]
+
+
+def test_where_nothing_is_left_the_sentence_says_why_and_what_helps(codec, tmp_path):
+    def said(rows, limits=LIMITS, val_share=0.0):
+        with pytest.raises(TrainingError, match="nothing is left to train on") as caught:
+            load_examples([Source(str(write(tmp_path / "a.jsonl", rows)), 1.0)], codec, limits, val_share)
+        return str(caught.value)
+
+    assert "(40 for validation)" in said(ROWS, val_share=1.0) and said(ROWS, val_share=1.0).endswith("Lower val_share.")
+    assert "(no rows)" in said([])
+    assert "(1 empty)" in said([{"instruction": "", "output": "x"}])
+    assert said([{"instruction": "x" * 900, "output": "x"}]).endswith("Raise max_chars.")
+    assert said(ROWS, Limits(96, 1, 896, "drop", "")).endswith("Raise max_length or max_prompt.")
 
 
 def made(count, weight=1.0):
@@ -93,6 +119,18 @@ def test_an_epoch_holds_every_example_once_and_depends_on_seed_and_epoch_only():
     taken = [tuple(order.take(position)) for _ in range(12)]
     assert taken[:10] == first and (position.epoch, position.batch) == (1, 2)
     assert sum(len(batch) for batch in BatchOrder(made(100, 2.5), 10, seed=0).batches(0)) == pytest.approx(250, abs=30)
+
+
+def test_what_fills_no_batch_is_drawn_anew_every_epoch_and_never_the_longest_for_that():
+    examples = made(10)
+    order = BatchOrder(examples, 4, seed=0)
+    epochs = [{int(i) for batch in order.batches(epoch) for i in batch} for epoch in range(30)]
+    assert all(len(seen) == 8 for seen in epochs)
+    assert set.union(*epochs) == set(range(10))
+
+
+def test_an_epoch_that_draws_no_example_is_one_batch_of_the_usual_size():
+    assert [len(batch) for batch in BatchOrder(made(100, 1e-9), 10, seed=0).batches(0)] == [10]
 
 
 def test_a_canvas_is_prompt_answer_and_eos_to_the_end():
