@@ -53,3 +53,24 @@ def test_the_base_answers_the_open_questions_and_leaves_out_what_repeats(script,
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert line == {**rows[0], "output": "The capital of France is Paris.", "source": "self_new"}
     assert answers.clean("It is is red.", True) is None and answers.clean("It is red. And then it", False) == "It is red."
+
+
+def test_choice_questions_ask_for_a_letter_in_half_of_the_rows(script, tmp_path, monkeypatch, capsys):
+    choices = script("choice_questions")
+    options = "A. sea\nB. harbor\nC. sky"
+    rows = [
+        {"instruction": "Choose.", "input": f"Where is boat {n} kept?\n{options}", "output": "The answer is B. harbor.", "source": "x"}
+        for n in range(9)
+    ]
+    rows[3] = {**rows[3], "output": "harbor"}
+    rows[4] = {**rows[4], "input": "no options"}
+    rows[5] = {**rows[5], "input": "long " * 100 + options}
+    with gzip.open(tmp_path / "x.jsonl.gz", "wt", encoding="utf-8") as out:
+        out.write("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(sys, "argv", ["choice_questions.py", str(tmp_path / "x.jsonl.gz")])
+    choices.main()
+    made = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(made) == 6 and made[1] == rows[1] and made[3] == rows[6] and made[5] == rows[8]
+    assert [row["output"] for row in made[::2]] == ["B", "B", "B"] and not any(row["input"] for row in made[::2])
+    assert made[0]["instruction"] == f"Where is boat 0 kept?\n{options}\nWhich letter is right? Answer with the letter only."
+    assert made[2]["instruction"] == f"Where is boat 2 kept?\n\n{options}\n\nAnswer with the letter of the correct option."

@@ -104,7 +104,8 @@ class WeighedLoss:
     """sum_n weight_n CE_n over the gathered positions, plus the divisor times `align_weight` times a distance from the base.
 
     `teacher_share` of a target is what the base expects, where the base reads all that the denoiser does: up to the closing EOS, and with
-    nothing but masks from the position on. The distance is taken on the clean text before such masks, and on other examples' prompts.
+    nothing but masks from the position on. The distance is taken on the clean text before such masks, and on other examples' prompts: half
+    of it is the mean over prompts, half that over answers.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -125,7 +126,8 @@ class WeighedLoss:
         loss = self._loss(head, batch, hidden, taught)
         if not config.align_weight:
             return loss, {}
-        far = distance(self._teacher.reading(hidden, heard), base, self._is_compared(batch))
+        read = self._teacher.reading(hidden, heard)
+        far = sum(distance(read, base, rows) for rows in self._compared(batch)) / 2
         return loss + config.align_weight * batch.divisor * far, {"distance": far.detach()}
 
     def _loss(self, head: Any, batch: WeighedBatch, hidden: Tensor, taught: Taught | None) -> Tensor:
@@ -139,14 +141,20 @@ class WeighedLoss:
         rows = base.hidden[batch.row, (batch.position - 1).clamp(min=0)]
         return Taught(rows, self._teacher.expected, is_last * self._setting.config.teacher_share)
 
-    def _is_compared(self, batch: WeighedBatch) -> Tensor:
-        """Return `[B, T]`: the rows of clean text up to the closing EOS that a decode from left to right has read; else the prompt's."""
+    def _compared(self, batch: WeighedBatch) -> tuple[Tensor, Tensor]:
+        """Return `[B, T]` each: the rows of clean text up to the closing EOS that a decode from left to right has read; else the prompt's.
+
+        First those of prompts alone, then those that an answer's tokens are predicted from: they are few and stand next to the masks, so
+        that in one mean with the prompts they would hardly count.
+        """
         columns = torch.arange(batch.ids.shape[1], device=batch.ids.device)[None]
         damaged = torch.where(batch.ids != batch.clean.ids, columns, batch.ids.shape[1]).amin(1)
         # Where something is seen behind the damage, rows of the answer restore it or keep it as it is, for which they must look ahead.
         prompt = batch.clean.answer_start - int(self._setting.config.predicts_next_token)
         end = torch.where(self._last_seen(batch) > damaged, prompt, damaged)
-        return columns < torch.minimum(end, batch.clean.first_eos)[:, None]
+        is_compared = columns < torch.minimum(end, batch.clean.first_eos)[:, None]
+        is_prompt = columns < prompt[:, None]
+        return is_compared & is_prompt, is_compared & ~is_prompt
 
     def _last_seen(self, batch: WeighedBatch) -> Tensor:
         """Return `[B]`: the last position that is not masked, -1 where all are."""
