@@ -55,7 +55,8 @@ class TrainConfig:
         eos_pads: EOS positions after the closing one that a row has at least.
     Noise: corruption: see kernels/structured_noise. whole_mask_share: part of the examples whose whole answer is masked instead, as
         a decode begins ("lad" only). block_share: part of the examples seen as a decode in blocks of block_length sees them: clean before
-        a block drawn at random, masked after it, the loss inside it ("lad" only). mask_token: piece that is one id of the tokenizer.
+        a block drawn at random, something masked in it, all after it, the loss inside it ("lad" only). mask_token: piece that is one id of
+        the tokenizer.
     Loss:
         objective: the decoding family that is trained for: "lad", or "masked" (DiffuLLaMA: corruption mask_only, 1/t, see
         objectives/masked.py; it reads loss and kept_weight not at all).

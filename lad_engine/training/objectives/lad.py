@@ -72,7 +72,8 @@ class LadObjective:
     def _in_blocks(self, clean: CleanBatch, noised: Tensor) -> tuple[Tensor, Tensor]:
         """Restore what stands before one block of some examples and mask what follows it; also which positions `[B, T]` the loss may read.
 
-        The block is one of those up to the closing EOS, each as likely; inside it the noise stays as drawn.
+        The block is one of those up to the closing EOS, each as likely; inside it the noise stays as drawn, but where it hides nothing the
+        block is masked whole: a decode never reads a block that it has finished.
         """
         length = self._setting.config.block_length
         is_block = self._uniform(clean, IS_BLOCK_INDEX) < self._setting.config.block_share
@@ -80,8 +81,11 @@ class LadObjective:
         count = (clean.first_eos - clean.answer_start)[:, None] // length + 1
         which = (self._uniform(clean, WHICH_BLOCK_INDEX) * count).long()
         block = offset.div(length, rounding_mode="floor")
-        seen = torch.where(block < which, clean.ids, torch.where(block > which, self._setting.mask_id, noised))
-        return torch.where(is_block, seen, noised), ~is_block | (block == which)
+        is_inside, mask_id = block == which, self._setting.mask_id
+        hides = (is_inside & (noised == mask_id)).any(1, keepdim=True)
+        inside = torch.where(hides, noised, mask_id)
+        seen = torch.where(block < which, clean.ids, torch.where(is_inside, inside, mask_id))
+        return torch.where(is_block, seen, noised), ~is_block | is_inside
 
     def _uniform(self, clean: CleanBatch, index: int) -> Tensor:
         """Draw one uniform per example `[B, 1]`."""
