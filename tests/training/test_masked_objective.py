@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tiny_data import write_examples
 from tiny_families import MASK_ID, make_family
 
 from lad_engine import Engine
@@ -23,7 +24,6 @@ from lad_engine.training.objectives.objective import CleanBatch, Setting
 from tiny_checkpoint import make_tiny
 
 OPS = differentiable(select_ops("reference"))
-ROWS = [{"instruction": f"{word} {number}", "output": f"the {word}"} for word in ("user", "in", "an", "other") for number in range(6)]
 
 
 def setting(**changes):
@@ -143,7 +143,7 @@ def test_a_short_run_learns_and_its_adapter_decodes_as_masked(tmp_path, base):
         targets = ("c_attn", "c_fc")
     else:
         targets = ("q_proj", "v_proj", "up_proj", "down_proj")
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_examples(tmp_path / "data.jsonl")
     flags = ["--base", folder, "--data", tmp_path / "data.jsonl", "--output", tmp_path / "run", "--objective", "masked", "--rank", 8]
     flags += ["--predicts-next-token", "--anneal-steps", 10, "--steps", 60, "--batch-size", 4, "--learning-rate", 0.01]
     flags += ["--max-length", 72, "--val-share", 0.1, "--val-examples", 4, "--log-every", 1, "--warmup-steps", 2, "--device", "cpu"]

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tiny_data import write_examples
 
 from lad_engine import Engine
 from lad_engine.kernels.random.reference import CORRUPT_SIMPLEX, normal
@@ -25,7 +26,6 @@ from lad_engine.training.objectives.simplex import SimplexObjective, open_time_v
 from tiny_checkpoint import make_tiny
 
 OPS = differentiable(select_ops("reference"))
-ROWS = [{"instruction": f"{word} {number}", "output": f"the {word}"} for word in ("user", "in", "an", "other") for number in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_ul2_draws_all_of_its_denoisers_and_leaves_pads_beside_spans():
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     make_tiny(folder / "base")
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_examples(folder / "data.jsonl")
     flags = ["--base", folder / "base", "--data", folder / "data.jsonl", "--output", folder / "run", "--objective", "simplex"]
     flags += ["--predicts-next-token", "--max-length", 72, "--rank", 8, "--targets", "q_proj", "v_proj", "up_proj", "down_proj"]
     flags += ["--steps", 60, "--batch-size", 4, "--warmup-steps", 2, "--learning-rate", 0.01, "--val-share", 0.2, "--val-examples", 4]

@@ -21,16 +21,6 @@ from lad_engine.training.processes import Processes, join_processes
 from lad_engine.training.trainer import Trainer
 from tiny_checkpoint import make_tiny
 
-ROWS = [{"instruction": f"{word} {number}", "output": f"the {word}"} for word in ("user", "in", "an", "other") for number in range(6)]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("journey")
-    make_tiny(folder / "base")
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return folder
-
 
 def run(place, name, *flags):
     settings = ["--base", place / "base", "--data", place / "data.jsonl", "--output", place / name, "--max-length", 72, "--rank", 4]

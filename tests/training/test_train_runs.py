@@ -17,17 +17,6 @@ from lad_engine.ops import select_ops
 from lad_engine.train import main
 from lad_engine.training.checkpoint import list_checkpoints
 from lad_engine.training.trainer import Trainer
-from tiny_checkpoint import make_tiny
-
-ROWS = [{"instruction": f"{word} {number}", "output": f"the {word}"} for word in ("user", "in", "an", "other") for number in range(6)]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    make_tiny(folder / "base")
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return folder
 
 
 def run(place, name, *flags):
