@@ -55,5 +55,5 @@ def test_what_a_profile_says_for_a_replaced_rule_gives_way():
 
 
 def test_blocks_of_a_profile_give_way_to_another_rule():
-    assert profile_params("default", {"steps": 3}).block_length == 2
+    assert profile_params("default", {"steps": 3}).block_length == 1
     assert profile_params("default", {"remasking": "random"}).block_length is None
