@@ -17,7 +17,7 @@ MEMORY_BYTES = 1 << 30
 _CHILD = """
 import os, resource, sys
 seconds, memory = int(sys.argv[1]), int(sys.argv[2])
-# The way back to whoever asked is kept out of the program's reach, and what it prints is dropped.
+# What the program prints is dropped; its end is told on a copy of the pipe.
 answer = os.dup(1)
 nothing = os.open(os.devnull, os.O_WRONLY)
 os.dup2(nothing, 1)
