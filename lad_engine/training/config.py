@@ -49,7 +49,8 @@ class TrainConfig:
     Data:
         data: files or datasets, each "path", "path=weight" or "hf:id[:split][=weight]" (weight: copies of each example per epoch).
         max_length: window; max_chars: instruction + input + output at most; too_long: what happens to examples beyond the window.
-        max_prompt: prompts beyond this many tokens are dropped (None: the window decides). system_prompt: None is the chat template's own.
+        max_prompt: prompts beyond this many tokens are dropped (None: the window decides). system_prompt: None is the chat template's own;
+            the adapter names it as its default, and rows that have a "system" text of their own use that.
         val_share: part of the examples kept for validation, chosen by hash; val_examples: how many of them are used.
         tail_power: the window is filled to T = least + u^power (max_length - least) with EOS, u in (0, 1) per batch; 0 never adds.
         eos_pads: EOS positions after the closing one that a row has at least.

@@ -126,8 +126,10 @@ def _row(line: str, where: str) -> dict[str, Any]:
 
 def _checked(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict) or not isinstance(row.get("instruction"), str) or not isinstance(row.get("output"), str):
-        raise TrainingError(f'data: {where} lacks text fields, expected an object with "instruction", "output" and perhaps "input".')
-    for name in ("instruction", "input", "output"):
+        raise TrainingError(
+            f'data: {where} lacks text fields, expected an object with "instruction", "output" and perhaps "input" and "system".'
+        )
+    for name in ("instruction", "input", "output", "system"):
         text = row.get(name)
         if text is not None and not (isinstance(text, str) and is_unicode(text)):
             raise TrainingError(f"data: {where}: {name} is {text!r}, expected text that UTF-8 can hold. Correct or remove it.")
@@ -155,8 +157,8 @@ def user_text(row: dict[str, Any]) -> str:
 
 
 def text_key(row: dict[str, Any]) -> int:
-    """Return a 62-bit name of the text: the same in every run, file and order."""
-    text = f"{user_text(row)}\x00{row['output'].strip()}"
+    """Return a 62-bit name of the text: the same in every run, file and order; an empty system prompt names nothing."""
+    text = f"{user_text(row)}\x00{row['output'].strip()}" + (f"\x00{row['system']}" if row.get("system") else "")
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 2
 
 
@@ -207,8 +209,8 @@ def _nothing_left(counts: dict[str, int]) -> TrainingError:
 
 
 def render(row: dict[str, Any], codec: TextCodec, system_prompt: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return prompt ids and answer ids (int32), tokenised apart and in the same way as at decoding time."""
-    prompt = prompt_ids(Prompt(user_text(row)), codec, PromptDefaults(system_prompt=system_prompt))
+    """Return prompt ids and answer ids (int32), tokenised apart and as at decoding time, under the row's own system prompt or the given."""
+    prompt = prompt_ids(Prompt(user_text(row), system=row.get("system")), codec, PromptDefaults(system_prompt=system_prompt))
     return np.array(prompt, np.int32), np.array(codec.encode_continuation(row["output"].strip()), np.int32)
 
 

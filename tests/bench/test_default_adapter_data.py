@@ -51,8 +51,27 @@ def test_the_base_answers_the_open_questions_and_leaves_out_what_repeats(script,
     monkeypatch.setattr(answers, "MAX_NEW_TOKENS", 10)
     answers.main()
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
-    assert line == {**rows[0], "output": "The capital of France is Paris.", "source": "self_new"}
+    assert line == {"system": "", **rows[0], "output": "The capital of France is Paris.", "source": "self_new"}
     assert answers.clean("It is is red.", True) is None and answers.clean("It is red. And then it", False) == "It is red."
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--system", "Answer in one short sentence."])
+    answers.main()
+    (line,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert line["system"] == "Answer in one short sentence." and line["output"] == "The capital of France is Paris."
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        ("A spoon is a tool that people eat soup with. It is old.", "A spoon is a tool that people eat soup with."),
+        ("Yes. It is a spoon.", "Yes. It is a spoon."),
+        ("The answer to this classic question is hard.", None),
+        ("It is the color of the sky and the color of the sea.", None),
+        ("Plants, flowers and plants need what plants need.", None),
+        ("It is long, " + ", ".join(f"word{n}" for n in range(20)) + ".", None),
+    ],
+)
+def test_a_short_answer_is_one_sentence_that_says_something_and_nothing_twice(script, answer, kept):
+    assert script("self_answers").clean(answer, True, is_short=True) == kept
 
 
 def test_choice_questions_ask_for_a_letter_in_half_of_the_rows(script, tmp_path, monkeypatch, capsys):

@@ -44,6 +44,20 @@ def test_examples_are_the_chat_template_and_the_answer_without_overlap_of_the_sp
     assert set(again.key) == set(train.key)
 
 
+def test_a_row_s_own_system_prompt_stands_over_the_run_s_and_makes_another_example(codec, tmp_path):
+    row = {"instruction": "go", "output": "I go."}
+    rows = [row, {**row, "system": "Be kind."}, {**row, "system": ""}, {**row, "system": "Be kind."}]
+    path = write(tmp_path / "a.jsonl", [*rows, {**row, "output": "No.", "system": None}])
+    train, _, counts = load_examples([Source(str(path), 1.0)], codec, Limits(96, None, 896, "drop", "Be brief."), 0.0)
+    prompts = [codec.decode(train.prompt(i), skip_special=False) for i in range(len(train))]
+    assert [text.split("<|im_end|>")[0] for text in prompts] == [f"<|im_start|>system\n{s}" for s in ("Be brief.", "Be kind.", "Be brief.")]
+    # An empty one names nothing: it is the same text as the row without any.
+    assert counts["repeated"] == 2
+    path = write(tmp_path / "b.jsonl", [{**row, "system": ""}])
+    train, _, _ = load_examples([Source(str(path), 1.0)], codec, Limits(96, None, 896, "drop", "Be brief."), 0.0)
+    assert codec.decode(train.prompt(0), skip_special=False).startswith("<|im_start|>system\n<|im_end|>")
+
+
 def test_examples_beyond_the_window_are_dropped_or_cut(codec, tmp_path):
     path = write(tmp_path / "a.jsonl", [{"instruction": "go", "output": "z" * 200}, {"instruction": "go", "output": "z"}])
     train, _, counts = load_examples([Source(str(path), 1.0)], codec, LIMITS, 0.0)
