@@ -31,7 +31,10 @@ LEAST_TOLD = 4
 BATCH = 64
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 # What this base says where it has no answer.
-EVASION = re.compile(r"classic (question|example|riddle|puzzle)|logical fallacy|lies in the realm|the answer to this|AI assistant|\?$", re.IGNORECASE)
+EVASION = re.compile(
+    r"classic (question|example|riddle|puzzle)|logical fallacy|lies in the realm|the answer to this|AI assistant|\?$",
+    re.IGNORECASE,
+)
 
 
 def clean(answer: str, is_finished: bool, is_short: bool = False) -> str | None:
@@ -83,7 +86,9 @@ def main() -> None:
     for row in rows:
         if not row["output"]:
             question = row["instruction"] + ("\n" + row["input"] if row["input"] else "")
-            ids = engine.codec.encode(engine.codec.render_chat([{"role": "system", "content": args.system}, {"role": "user", "content": question}]))
+            ids = engine.codec.encode(
+                engine.codec.render_chat([{"role": "system", "content": args.system}, {"role": "user", "content": question}])
+            )
             by_length[len(ids)].append((ids, row))
     for group in by_length.values():
         for start in range(0, len(group), BATCH):
