@@ -111,7 +111,9 @@ def update(cpu: Any) -> None:
     buffers = types.SimpleNamespace(**whole, **flags, **per_row, **more, step=Numbers("int64", fill=0))
     names = ("is_weighted", "is_clusters", "is_bernoulli", "is_lowest", "retains", "transfers", "locks", "is_permanent", "splits")
     off = {name: Numbers("bool", N, fill=0) for name in (*names, "by_confidence", "delays_eos")}
-    rules = types.SimpleNamespace(**off, redraws=Numbers("bool", N, fill=1), noise_clip=Numbers("float32", N))
+    rules = types.SimpleNamespace(
+        **off, redraws=Numbers("bool", N, fill=1), noise_clip=Numbers("float32", N), threshold=Numbers("float32", N)
+    )
     tables = types.SimpleNamespace(whole=Numbers("int64", 1, 9, N, fill=R // 2), probability=Numbers("float64", 1, N))
     token, confidence = Numbers("int64", N, R, fill=11), Numbers("float32", N, R, fill=0.5)
     # Read once before it is counted once more.

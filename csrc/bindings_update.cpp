@@ -101,7 +101,8 @@ UpdateRules rules_of(const py::object& from, int64_t B) {
     const auto flag = [&](const char* name) { return fields.column<bool>(name, Dtype::boolean); };
     return {flag("redraws"),   flag("is_weighted"), flag("is_clusters"),  flag("is_bernoulli"), flag("is_lowest"),
             flag("retains"),   flag("transfers"),   flag("locks"),        flag("is_permanent"), flag("splits"),
-            flag("by_confidence"), flag("delays_eos"), fields.column<float>("noise_clip", Dtype::float32)};
+            flag("by_confidence"), flag("delays_eos"), fields.column<float>("noise_clip", Dtype::float32),
+            fields.column<float>("threshold", Dtype::float32)};
 }
 
 // What stays where it is from step to step: read and checked once, then used as often as wanted.

@@ -61,6 +61,8 @@ RANGES = {
     "eos_bias": (-1e4, 1e4),
     "cfg_scale": (0.0, 100.0),
     "threshold": (0.0, 1.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
     "factor": (0.0, 1000.0),
     "reveal_temperature": (0.0, 100.0),
     "time_floor": (0.0, 0.5),
@@ -89,6 +91,10 @@ def _is_sure(p: Mapping[str, Any]) -> bool:
     return p["reveal"] == "maskgit_plus" or (p["reveal"] == "transfer" and p["selection"] == "confidence")
 
 
+def _may_have_threshold(p: Mapping[str, Any]) -> bool:
+    return (_is_sure(p) or (p["remasking"] == "transfer" and p["selection"] == "confidence")) and p["factor"] is None
+
+
 # Settings that only some rules read: whether anything reads them under the others, and what would.
 READ_WITH: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
     "block_length": (_transfers, "remasking transfer (tokens_per_step makes a growing window), or reveal transfer"),
@@ -111,7 +117,11 @@ READ_WITH: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
         ),
         "retention or remasking bernoulli, confidence or transfer, or reveal transfer (forbid with any)",
     ),
-    "threshold": (lambda p: _is_sure(p) and p["factor"] is None, "reveal transfer by confidence or maskgit_plus, without factor"),
+    "threshold": (_may_have_threshold, "remasking or reveal transfer by confidence, or reveal maskgit_plus, without factor"),
+    **{
+        name: (lambda p: p["remasking"] == "transfer", "remasking transfer, under which tokens are final")
+        for name in ("frequency_penalty", "presence_penalty")
+    },
     "factor": (_is_sure, "reveal transfer by confidence or maskgit_plus"),
     "reveal_temperature": (
         lambda p: p["reveal"] in ("maskgit_plus", "topk_margin", "entropy") and p["threshold"] is None and p["factor"] is None,
@@ -150,6 +160,9 @@ class SamplingParams:
         remasking: "none" self-refinement; "random" exactly n without replacement; "clusters" the Space's draw with replacement;
         "bernoulli" each position by itself; "confidence" the n least confident; "weighted" n without replacement with weight
         max(1-confidence, noise_clip); "transfer" the LLaDA budget (tokens commit, nothing is re-noised).
+        frequency_penalty, presence_penalty: with "transfer", what a logit loses for each time its token is final in the answer already,
+        and once for its being there (OpenAI's; end tokens, and what was given, do not count).
+        threshold: with "transfer", also commit what is at least this sure; a block that is done early leaves its steps to the next.
         permanent_unmask: a position once shown is never masked again (still re-predicted).
         retention: round((1-p)*A) positions are kept each step, "editable" or "locked", all others masked; selection: kept or
         transferred by confidence or at random. eos_split: share the budget between text and EOS positions in proportion.
@@ -200,6 +213,8 @@ class SamplingParams:
     eos_treatment: str = "none"
     cfg_scale: float = 0.0
     reveal: str = "random"
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     threshold: float | None = None
     factor: float | None = None
     reveal_temperature: float = 0.0

@@ -140,6 +140,19 @@ class TokenRule:
     samples_all: bool
 
 
+@dataclass(frozen=True)
+class Lowered:
+    """Tokens whose logits are lowered before anything else is made of them.
+
+    ids: `[B, C]` int64, tokens of each sequence, any of them several times; by: `[B, C]` fp32, the same for equal ids of a sequence.
+    rows: which sequences lower any (host), None all.
+    """
+
+    ids: Tensor
+    by: Tensor
+    rows: tuple[bool, ...] | None = None
+
+
 class Denoisable(Protocol):
     """What a denoiser needs from a model: hidden rows of a canvas, and the choice of tokens from them."""
 
@@ -164,6 +177,7 @@ class Denoisable(Protocol):
         counts: tuple[int, ...] | None = None,
         guided: tuple[bool, ...] | None = None,
         certainty: Tensor | None = None,
+        lowered: Lowered | None = None,
     ) -> TokenChoice:
         """Final norm, LM head, guidance, bias, filters and sampling for `rows` `[B, R, D]`, one uniform `[B, R]` per row.
 
@@ -171,6 +185,7 @@ class Denoisable(Protocol):
         `guided` names the sequences whose `unconditional` rows mean something; None is all of them.
         `certainty` `[B]` int64 also asks how sure each row's distribution is: 0 its token's probability, 1 the margin between its two
         most probable tokens, 2 its negative entropy; only masked diffusion asks.
+        `lowered` names tokens whose logits are lowered, after guidance; only LAD asks.
         """
         ...
 

@@ -161,7 +161,7 @@ class Decoding:
                 has_certainty="certainty" in getattr(bucket, "used", ()),
                 is_soft=isinstance(self._buckets, SimplexBuckets),
                 needs_rows=bucket.samples_all or not 0 < bucket.max_top_k <= FEW_CANDIDATES,
-                is_plain=head.is_plain and self._config.precision == "auto",
+                is_plain=head.is_plain and self._config.precision == "auto" and not getattr(bucket, "is_penalised", False),
             ),
             precision=self._config.precision,
             has_wide_paths=any(one.low_rank and one.weight.shape[0] >= self._facts.mlp_width for one in layers),

@@ -26,7 +26,8 @@ READS: dict[str, tuple[str, ...]] = {
         *_LOOP,
         *_TOKENS,
         *("block_length", "tokens_per_step", "noise_schedule", "noise_start", "noise_sharpness", "noise_clip", "cluster_size"),
-        *("remasking", "permanent_unmask", "retention", "selection", "eos_split", "cfg_scale", "early_stop"),
+        *("remasking", "permanent_unmask", "retention", "selection", "threshold", "eos_split", "cfg_scale", "early_stop"),
+        *("frequency_penalty", "presence_penalty"),
     ),
     "masked": (
         *_LOOP,

@@ -38,7 +38,7 @@ class StubModel:
         right = ids.gather(1, torch.minimum(positions + 1, length - 1))
         return torch.stack([ids.gather(1, positions), left, right, positions, checksum.expand_as(positions)], dim=2)
 
-    def choose(self, rows, rule, uniforms, unconditional=None, counts=None, guided=None):
+    def choose(self, rows, rule, uniforms, unconditional=None, counts=None, guided=None, lowered=None):
         B, R, _ = rows.shape
         logits = self.logits(rows)
         if unconditional is not None:
@@ -48,6 +48,9 @@ class StubModel:
                 base = torch.where(torch.tensor(guided, device=rows.device)[:, None, None], base, torch.nan)
             scale = rule.cfg_scale[:, None, None]
             logits = torch.where(scale > 0, base + (scale + 1) * (logits - base), logits)
+        if lowered is not None:
+            ids, by = (part[:, None].expand(B, R, -1) for part in (lowered.ids, lowered.by))
+            logits = logits.scatter(2, ids, logits.gather(2, ids) - by)
 
         def per_row(table):
             return table.repeat_interleave(R, dim=0, output_size=B * R)

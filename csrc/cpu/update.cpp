@@ -217,10 +217,20 @@ void Row::retain(const UpdateRules& rules, const Numbers& now, bool* retained, i
 bool Row::transfer(const UpdateBuffers& buffers, const UpdateRules& rules, const Numbers& now, int64_t b) {
     const int64_t base = b * buffers.stride;
     const bool by_confidence = rules.by_confidence[b], delays_eos = rules.delays_eos[b];
-    for (int64_t r = 0; r < R_; ++r) pool_[at(r)] = writable_[at(r)] && r >= now.block_start && r < now.block_end;
-    mark_lowest(pool_, now.transfer, [&](int64_t r) {
-        return -score(by_confidence ? confidence_[at(r)] : uniform_at(seed_, r, step_, TRANSFER), r, delays_eos);
-    });
+    const auto key = [&](int64_t r) {
+        return score(by_confidence ? confidence_[at(r)] : uniform_at(seed_, r, step_, TRANSFER), r, delays_eos);
+    };
+    const bool has_threshold = uses(USES_THRESHOLD) && rules.threshold[b] < std::numeric_limits<float>::infinity();
+    int64_t block_end = now.block_end;
+    if (has_threshold) {
+        const int64_t first = std::find(writable_.begin(), writable_.end(), 1) - writable_.begin();
+        block_end = (first / std::max<int64_t>(1, now.block_end) + 1) * now.block_end;
+    }
+    for (int64_t r = 0; r < R_; ++r) pool_[at(r)] = writable_[at(r)] && r >= now.block_start && r < block_end;
+    mark_lowest(pool_, now.transfer, [&](int64_t r) { return -key(r); });
+    if (has_threshold)
+        for (int64_t r = 0; r < R_; ++r)
+            if (pool_[at(r)] && key(r) >= rules.threshold[b]) chosen_[at(r)] = 1;
     int64_t given_until = 0;
     for (int64_t r = 0; r < R_; ++r) {
         committed_[at(r)] = chosen_[at(r)] ? predicted_[at(r)] : buffers.answer[base + r];

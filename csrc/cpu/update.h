@@ -28,7 +28,7 @@ struct UpdateBuffers {
 struct UpdateRules {
     Column<bool> redraws, is_weighted, is_clusters, is_bernoulli, is_lowest, retains, transfers, locks, is_permanent, splits, by_confidence,
         delays_eos;
-    Column<float> noise_clip;
+    Column<float> noise_clip, threshold;
 };
 
 // whole [S, 9, B], probability [S, B], contiguous.
@@ -39,7 +39,15 @@ struct UpdateTables {
 };
 
 // Rules that rows follow, as bits.
-enum UsedRules : unsigned { USES_DRAWS = 1, USES_CONFIDENCE = 2, USES_SPANS = 4, USES_RETAIN = 8, USES_TRANSFER = 16, USES_SPLIT = 32 };
+enum UsedRules : unsigned {
+    USES_DRAWS = 1,
+    USES_CONFIDENCE = 2,
+    USES_SPANS = 4,
+    USES_RETAIN = 8,
+    USES_TRANSFER = 16,
+    USES_SPLIT = 32,
+    USES_THRESHOLD = 64
+};
 
 // The prediction, [B, R] of any strides.
 struct Prediction {

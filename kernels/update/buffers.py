@@ -10,8 +10,9 @@ from torch import Tensor
 
 # A row stops after as many equal predictions one after the other (the LAD paper and its authors' Space).
 EQUAL_PREDICTIONS = 3
-# What `used` may name: the rules of `UpdateRules`, and "split" where some row shares its budget between text and EOS.
-RULES = ("none", "random", "clusters", "bernoulli", "confidence", "weighted", "retain", "transfer", "split")
+# What `used` may name: the rules of `UpdateRules`, "split" where some row shares its budget between text and EOS,
+# and "threshold" where some row transfers by one.
+RULES = ("none", "random", "clusters", "bernoulli", "confidence", "weighted", "retain", "transfer", "split", "threshold")
 # The columns of `UpdateTables.whole`, in their order.
 WHOLE = ("visible", "grows", "count", "keep", "clusters", "cluster_size", "transfer", "block_start", "block_end")
 
@@ -69,10 +70,12 @@ class UpdateBuffers:
 
 @dataclass(frozen=True)
 class UpdateRules:
-    """Which rule each row follows, at most one of the first seven; `[B]` bool, noise_clip fp32.
+    """Which rule each row follows, at most one of the first seven; `[B]` bool, noise_clip and threshold fp32.
 
     redraws (exactly `count` drawn: random, or by weight where is_weighted), is_clusters, is_bernoulli, is_lowest (confidence), retains,
     transfers; locks (retained positions keep their token), is_permanent, splits (eos_split), by_confidence (selection), delays_eos.
+    threshold: a transferring row commits, beside its budget, what is at least this sure, in its leftmost block with a masked position;
+    infinite where a row has none.
     """
 
     redraws: Tensor
@@ -88,6 +91,7 @@ class UpdateRules:
     by_confidence: Tensor
     delays_eos: Tensor
     noise_clip: Tensor
+    threshold: Tensor
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ class UpdateTables:
 
     visible: answer columns on the canvas; grows: 1 where that is more than the step before; probability: of each position to be
     re-noised; count: positions to re-noise; keep: positions to retain; clusters of cluster_size positions to re-noise; transfer:
-    positions to commit between block_start and block_end. The last step re-noises nothing. Counts are at least 0 and below 2^16.
+    positions to commit between block_start and block_end, which for a row with a threshold are 0 and the width of its blocks. The last
+    step re-noises nothing. Counts are at least 0 and below 2^16.
     """
 
     whole: Tensor
@@ -158,7 +163,7 @@ def _expected(buffers: UpdateBuffers, rules: UpdateRules, B: int, R: int) -> Ite
     for name, dtype in _PER_ROW.items():
         yield name, getattr(buffers, name), (B,), dtype
     for name in UpdateRules.__dataclass_fields__:
-        yield f"rules.{name}", getattr(rules, name), (B,), torch.float32 if name == "noise_clip" else torch.bool
+        yield f"rules.{name}", getattr(rules, name), (B,), torch.float32 if name in ("noise_clip", "threshold") else torch.bool
     yield "step", buffers.step, (), torch.int64
     yield "ids", buffers.ids, (B, buffers.ids.shape[-1]), torch.int64
     yield "eos_ids", buffers.eos_ids, (buffers.eos_ids.numel(),), torch.int64

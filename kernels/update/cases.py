@@ -25,6 +25,8 @@ EVERY_RULE = (
     ("retain", "locks split confidence"),
     ("transfer", "confidence"),
     ("transfer", "delays"),
+    ("transfer", "confidence threshold"),
+    ("transfer", "confidence delays threshold"),
 )
 
 
@@ -47,7 +49,7 @@ def cases(device: str, dtype: torch.dtype) -> list[dict]:
         {**case(EVERY_RULE[:3], 64), "mask_id": 11},
         strided,
         # Each alone, since a batch without the others computes less.
-        *(case((EVERY_RULE[row],), 100) for row in (0, 1, 5, 8, 12, 13)),
+        *(case((EVERY_RULE[row],), 100) for row in (0, 1, 5, 8, 12, 13, 15)),
     ]
 
 
@@ -81,7 +83,8 @@ def random_case(numbers: torch.Generator, rows: tuple[tuple[str, str], ...], R: 
     # Two rows in three predict what they predicted before.
     predicted = torch.where((torch.arange(B) % 3 > 0)[:, None], predicted, below(12, B, R))
     visible = torch.where(flags(0.7, B), length, 1 + (below(R, B) % length))
-    block_start = below(R, B) // 2
+    # With a threshold the leftmost masked position says where the block is, and the second number how wide.
+    block_start = torch.where(asks("threshold"), 0, below(R, B) // 2)
     # Rows that joined at different calls: every other one is a step ahead.
     steps = step + torch.arange(B) % 2
     buffers = UpdateBuffers(
@@ -125,6 +128,7 @@ def random_case(numbers: torch.Generator, rows: tuple[tuple[str, str], ...], R: 
         by_confidence=asks("confidence"),
         delays_eos=asks("delays"),
         noise_clip=below(3, B) / 4,
+        threshold=torch.where(asks("threshold"), 0.7, torch.inf),
     )
     columns = (visible, below(2, B) * below(2, B), below(R + 2, B), below(R + 1, B), below(R + 1, B), 1 + below(R, B) // 4)
     columns += (below(R + 1, B), block_start, block_start + below(R, B))
@@ -133,7 +137,8 @@ def random_case(numbers: torch.Generator, rows: tuple[tuple[str, str], ...], R: 
     whole[min(step, STEPS - 1)] = whole[min(step + 1, STEPS - 1)] = torch.stack(columns)
     tables = UpdateTables(whole, torch.rand(STEPS, B, generator=numbers, dtype=torch.float64))
     confidence = torch.where(flags(0.5, B, R), below(5, B, R) / 4, torch.rand(B, R, generator=numbers))
-    used = frozenset(rule for rule, _ in rows) | ({"split"} if bool(rules.splits.any()) else frozenset())
+    shared = {name for name in ("split", "threshold") if bool(asks(name).any())}
+    used = frozenset(rule for rule, _ in rows) | shared
     parts = {"buffers": buffers, "rules": rules, "tables": tables}
     on_device = {name: type(part)(**{key: value.to(device) for key, value in vars(part).items()}) for name, part in parts.items()}
     return {**on_device, "token": token.to(device), "confidence": confidence.to(device), "mask_id": MASK_ID, "used": used}

@@ -8,7 +8,8 @@ from ..._cpu import update as _update
 from .buffers import RULES, UpdateBuffers, UpdateRules, UpdateTables
 
 # Bits of the rules a batch uses, as csrc/cpu/update.h numbers them.
-BITS = {"none": 0, "random": 1, "weighted": 1, "confidence": 2, "clusters": 4, "bernoulli": 4, "retain": 8, "transfer": 16, "split": 32}
+BITS = {"none": 0, "random": 1, "weighted": 1, "confidence": 2, "clusters": 4, "bernoulli": 4, "retain": 8, "transfer": 16}
+BITS |= {"split": 32, "threshold": 64}
 
 
 def update(

@@ -22,7 +22,7 @@ def update(
     """Write the state after this step's prediction in place and add one to `step`; rows that are done keep theirs.
 
     A position takes its predicted token where it is open and on the canvas, unless retention locks it or it was transferred before.
-    Then the row's rule puts mask_id back (`remask`), or commits only a budget of positions (`transferred`); the last step and a row's
+    Then the row's rule puts mask_id back (`remask`), or commits only some positions (`transferred`); the last step and a row's
     EQUAL_PREDICTIONS-th equal prediction put nothing back. A transferring row stops early once all in front of an end of text is final,
     or everything is; what stands behind takes its prediction. Rows are independent of one another, and of what else `used` names.
 
@@ -60,7 +60,7 @@ def update(
     stops = buffers.early_stop & (repeats >= EQUAL_PREDICTIONS)
     after = torch.where((is_last | stops)[:, None], predicted, noised)
     if "transfer" in used:
-        commits = transferred(rules, now, confidence, is_eos, is_writable, *draws)
+        commits = transferred(rules, used, now, confidence, is_eos, is_writable, *draws)
         committed = torch.where(commits, predicted, buffers.answer)
         is_complete = buffers.early_stop & _text_is_final(buffers, committed, mask_id)
         after = torch.where(rules.transfers[:, None], torch.where(is_complete[:, None], predicted, committed), after)

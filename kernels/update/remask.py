@@ -60,13 +60,30 @@ def remask(
 
 
 def transferred(
-    rules: UpdateRules, now: StepNumbers, confidence: Tensor, is_eos: Tensor, is_masked: Tensor, seeds: Tensor, step: Tensor
+    rules: UpdateRules,
+    used: frozenset[str],
+    now: StepNumbers,
+    confidence: Tensor,
+    is_eos: Tensor,
+    is_masked: Tensor,
+    seeds: Tensor,
+    step: Tensor,
 ) -> Tensor:
-    """Return `[B, R]` bool: the masked positions of the current block that commit at this step (LLaDA's budget), none elsewhere."""
+    """Return `[B, R]` bool: the masked positions of the current block that commit at this step, none elsewhere.
+
+    They are LLaDA's budget, and with a threshold all that are at least that sure, in the leftmost block that has a masked position, so
+    that a block done early leaves its steps to the next (Fast-dLLM, arXiv 2505.22618).
+    """
     columns = torch.arange(confidence.shape[1], device=confidence.device)
     score = torch.where(rules.by_confidence[:, None], confidence, uniform(seeds, columns, step, TRANSFER))
-    in_block = (columns >= now.block_start[:, None]) & (columns < now.block_end[:, None])
-    return lowest(-_score(rules, score, is_eos), is_masked & in_block & rules.transfers[:, None], now.transfer)
+    end = now.block_end
+    if "threshold" in used:
+        first = torch.where(is_masked, columns, len(columns)).amin(1)
+        end = torch.where(rules.threshold < torch.inf, (first // end.clamp(min=1) + 1) * end, end)
+    in_block = (columns >= now.block_start[:, None]) & (columns < end[:, None])
+    score, pool = _score(rules, score, is_eos), is_masked & in_block & rules.transfers[:, None]
+    commits = lowest(-score, pool, now.transfer)
+    return commits | (pool & (score >= rules.threshold[:, None])) if "threshold" in used else commits
 
 
 def _score(rules: UpdateRules, score: Tensor, is_eos: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ def rule_flags(used: frozenset[str]) -> dict[str, bool]:
         "SPLITS": "split" in used,
         "CLUSTERS": "clusters" in used,
         "TRANSFERS": "transfer" in used,
+        "HAS_THRESHOLD": "threshold" in used,
     }
 
 
@@ -48,14 +49,14 @@ def rule_flags(used: frozenset[str]) -> dict[str, bool]:
 def _update_kernel(
     token_ptr, new_confidence_ptr, whole_ptr, probability_ptr,
     redraws_ptr, is_weighted_ptr, is_clusters_ptr, is_bernoulli_ptr, is_lowest_ptr, retains_ptr, transfers_ptr,
-    locks_ptr, is_permanent_ptr, splits_ptr, by_confidence_ptr, delays_eos_ptr, noise_clip_ptr,
+    locks_ptr, is_permanent_ptr, splits_ptr, by_confidence_ptr, delays_eos_ptr, noise_clip_ptr, threshold_ptr,
     is_open_ptr, answer_start_ptr, answer_length_ptr, seeds_ptr, steps_ptr, early_stop_ptr, evaluations_ptr, eos_ids_ptr,
     ids_ptr, answer_ptr, before_ptr, predicted_ptr, confidence_ptr, shown_ptr, was_shown_ptr, retained_ptr, first_set_ptr, last_changed_ptr,
     done_ptr, acted_ptr, stopped_early_ptr, repeats_ptr, nfe_ptr, row_steps_ptr, step_ptr,
     stride_token_row, stride_token, stride_new_row, stride_new, stride_row, stride_ids_row,
     S, B, R, E, mask_id,
     DRAWS: tl.constexpr, SELECTS: tl.constexpr, IS_WEIGHTED: tl.constexpr, SPLITS: tl.constexpr, CLUSTERS: tl.constexpr,
-    TRANSFERS: tl.constexpr, BLOCK_R: tl.constexpr,
+    TRANSFERS: tl.constexpr, HAS_THRESHOLD: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     # No program reads the shared counter: each counts its own steps, so one may advance it at any time.
@@ -122,7 +123,12 @@ def _update_kernel(
         bits = score.to(tl.int32, bitcast=True) & _SIGNLESS
         is_late = is_eos & delays_eos & ~redraws
         key = tl.where(is_lowest, tl.where(is_late, 0, bits + 1), tl.where(is_late, _INFINITY + 1, _INFINITY - bits))
-        in_block = (offs_r >= tl.load(numbers + _BLOCK_START * B)) & (offs_r < tl.load(numbers + _BLOCK_END * B))
+        block_end = tl.load(numbers + _BLOCK_END * B)
+        if HAS_THRESHOLD:
+            threshold = tl.load(threshold_ptr + row)
+            first_masked = tl.min(tl.where(is_writable, offs_r, R), 0)
+            block_end = tl.where(threshold < float("inf"), (first_masked // tl.maximum(block_end, 1) + 1) * block_end, block_end)
+        in_block = (offs_r >= tl.load(numbers + _BLOCK_START * B)) & (offs_r < block_end)
         pool = (eligible & (redraws | is_lowest)) | (is_open & ~retained & retains) | (is_writable & in_block & transfers)
         count = tl.load(numbers + _COUNT * B)
         keep = tl.load(numbers + _KEEP * B)
@@ -161,6 +167,8 @@ def _update_kernel(
             taken = take_smallest(wide, pool, in_second, first, second, 63)
         else:
             taken = take_smallest(key, pool, in_second, first, second, 31)
+        if HAS_THRESHOLD:
+            taken = taken | (pool & transfers & ~is_late & (confidence >= threshold))
         if SPLITS:
             # What a side of a retained row could not use goes to its lowest free positions.
             rest = pool & ~taken & retains & splits
@@ -232,7 +240,7 @@ def update(
             token, confidence, tables.whole, tables.probability,
             rules.redraws, rules.is_weighted, rules.is_clusters, rules.is_bernoulli, rules.is_lowest, rules.retains, rules.transfers,
             rules.locks, rules.is_permanent, rules.splits, rules.by_confidence, rules.delays_eos, rules.noise_clip,
-            buffers.is_open, buffers.answer_start, buffers.answer_length, buffers.seeds, buffers.steps, buffers.early_stop,
+            rules.threshold, buffers.is_open, buffers.answer_start, buffers.answer_length, buffers.seeds, buffers.steps, buffers.early_stop,
             buffers.evaluations, buffers.eos_ids, buffers.ids, buffers.answer, buffers.before, buffers.predicted, buffers.confidence,
             buffers.shown, buffers.was_shown, buffers.retained, buffers.first_set, buffers.last_changed,
             buffers.done, buffers.acted, buffers.stopped_early, buffers.repeats, buffers.nfe, buffers.row_steps, buffers.step,
@@ -251,13 +259,14 @@ def ahead_of_time() -> list[Compilation]:
         "is_open early_stop was_shown retained done acted stopped_early"
     )
     pointers = {f"{name}_ptr": "*i64" for name in whole.split()} | {f"{name}_ptr": "*i1" for name in flags.split()}
-    pointers |= {f"{name}_ptr": "*fp32" for name in ("new_confidence", "noise_clip", "confidence")} | {"probability_ptr": "*fp64"}
-    everything = frozenset(("random", "weighted", "confidence", "retain", "transfer", "clusters", "split"))
+    numbers = ("new_confidence", "noise_clip", "threshold", "confidence")
+    pointers |= {f"{name}_ptr": "*fp32" for name in numbers} | {"probability_ptr": "*fp64"}
+    everything = frozenset(("random", "weighted", "confidence", "retain", "transfer", "clusters", "split", "threshold"))
     sizes = {"stride_token": 1, "stride_new": 1, "S": 16, "E": 3, "mask_id": 128255}
 
     def compilation(R: int, used: frozenset[str], B: int) -> Compilation:
         rows = dict.fromkeys(("stride_token_row", "stride_new_row", "stride_row"), R) | {"stride_ids_row": R + 100, "B": B, "R": R}
         return Compilation(_update_kernel, {**pointers, **sizes, **rows, **rule_flags(used), **launch_config(R)})
 
-    usual = [frozenset({name}) for name in ("none", "random", "confidence", "clusters", "weighted")]
+    usual = [frozenset({name}) for name in ("none", "random", "confidence", "clusters", "weighted", "transfer")]
     return [compilation(256, used, 1) for used in usual] + [compilation(R, everything, 8) for R in (1, 123, 256, MAX_POSITIONS)]

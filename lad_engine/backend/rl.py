@@ -41,7 +41,8 @@ def generate(
         model: an engine, or a backend that is open already and may serve others meanwhile (a rollout that is called often wants one).
         prompt: `[B, L]` int64, or `[L]`. attention_mask: `[B, L]`, positions at 0 are padding and are left out of the forward passes.
         steps, gen_length, block_length: as LLaDA's, over the whole answer. temperature: 0 is greedy, else softmax(l / temperature).
-        remasking: "low_confidence" or "random". threshold, factor: as Fast-dLLM's, for masked-diffusion checkpoints alone.
+        remasking: "low_confidence" or "random". threshold, factor: as Fast-dLLM's, the factor for masked-diffusion
+            checkpoints alone.
         seed: row b is drawn from seed + b, whatever it is batched with. adapter: of an engine loaded with several by name.
     Returns:
         (output `[B, L + gen_length]` int64 on the prompt's device, the prompt in front as it came; nfe, the most forward passes any

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..config import SamplingParams
-from ..contracts import Canvas, Denoisable
+from ..contracts import Canvas, Denoisable, Lowered
+from ..samplers.penalty import penalties
 from ..samplers.purposes import SAMPLE
 from ..schedules.masking import check_steps
 from .lad_state import LadState, check_canvas, new_state
@@ -59,8 +60,15 @@ class LadDenoiser:
             unconditional = self.model.read_rows(without_prompt, positions, lengths, unguided)
         uniforms = self.ops.uniform(state.seeds, state.columns, state.row_steps, SAMPLE)
         guided = None if state.is_static else state.guided
-        choice = self.model.choose(rows, state.rule, uniforms, unconditional, counts, guided)
+        lowered = {"lowered": self._lowered(state)} if any(state.penalised) else {}
+        choice = self.model.choose(rows, state.rule, uniforms, unconditional, counts, guided, **lowered)
         return choice.token, choice.confidence
+
+    def _lowered(self, state: LadState) -> Lowered:
+        """Return what the answers hold so far and by how much it is penalised."""
+        rules = state.rules
+        by = penalties(state.answer, state.is_open, state.mask_id, state.eos_ids, rules.frequency_penalty, rules.presence_penalty)
+        return Lowered(state.answer, by, None if state.is_static else state.penalised)
 
     def _read_by(self, state: LadState, visible: Tensor) -> tuple[Any, ...]:
         """Return (lengths, rows nobody reads, the same without guidance, positions read): device lengths alone in a captured step."""

@@ -41,7 +41,7 @@ MASKED = ("ids", "answer", "before", "shown", "rule.bias_ids")
 TOP_KS = (1, 4, 16, 64, 256, 1024)
 LEAST_STEPS = 16
 # What a row has on the host, for steps that read it.
-HOST_FACTS = ("visible", "starts", "guided")
+HOST_FACTS = ("visible", "starts", "guided", "penalised")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class LadBucket:
     steps: int
     used: frozenset[str]
     is_guided: bool
+    is_penalised: bool
     max_top_k: int
     samples_all: bool
     biases: int
@@ -81,6 +82,7 @@ class LadBuckets:
             steps=max(LEAST_STEPS, _power_of_two(state.max_steps)),
             used=state.rules.used,
             is_guided=any(state.guided),
+            is_penalised=any(state.penalised),
             max_top_k=_sorted_candidates(state.rule.max_top_k),
             samples_all=state.rule.samples_all,
             biases=_power_of_two(state.rule.bias_ids.shape[0]),
@@ -113,6 +115,7 @@ class LadBuckets:
         state = dataclasses.replace(
             like,
             guided=(bucket.is_guided,) * bucket.rows,
+            penalised=(bucket.is_penalised,) * bucket.rows,
             max_steps=bucket.steps,
             visible=(),
             starts=(),
@@ -130,7 +133,8 @@ class LadBuckets:
     def blank_rows(self, bucket: LadBucket, like: LadState) -> LadState:
         """Return `blank` for steps that read the plans' host integers, so that each row is forwarded at its own length."""
         B = bucket.rows
-        state = dataclasses.replace(self.blank(bucket, like), is_static=False, guided=(False,) * B, resting=(True,) * B)
+        nobody = (False,) * B
+        state = dataclasses.replace(self.blank(bucket, like), is_static=False, guided=nobody, penalised=nobody, resting=(True,) * B)
         return dataclasses.replace(state, visible=((1,),) * B, starts=(0,) * B, joined=(0,) * B)
 
     def seat(self, state: LadState, slot: int, row: LadState) -> None:

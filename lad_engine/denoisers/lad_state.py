@@ -38,10 +38,10 @@ class StepTables:
 class LadState:
     """One batch being refined; row b is one request, column r is answer position r. Tensors are written in place, never replaced.
 
-    On the host, fixed: mask_id, guided (rows with cfg_scale), max_steps, visible (of each row, its answer positions on the canvas per
-    step) and starts (the canvas positions before them). rules, rule, tables: device tables of the batch. taken_steps counts the calls,
-    joined names the one at which each row began; resting names rows a driver has seen done, which then cost nothing (a driver that
-    never reads the flags leaves it: the tokens are the same).
+    On the host, fixed: mask_id, guided (rows with cfg_scale), penalised (rows with a penalty), max_steps, visible (of each row, its answer
+    positions on the canvas per step) and starts (the canvas positions before them). rules, rule, tables: device tables of the batch.
+    taken_steps counts the calls, joined names the one at which each row began; resting names rows a driver has seen done, which then cost
+    nothing (a driver that never reads the flags leaves it: the tokens are the same).
     Per canvas position `[B, T]`: ids; is_prompt.
     Per answer position `[B, R]`: is_open (fixed for the decode); answer, the state (MASK where open and re-noised); before, the state
     ahead of the last step; predicted, the last prediction before re-noising; confidence of the token predicted last; shown, the
@@ -55,6 +55,7 @@ class LadState:
 
     mask_id: int
     guided: tuple[bool, ...]
+    penalised: tuple[bool, ...]
     max_steps: int
     visible: tuple[tuple[int, ...], ...]
     starts: tuple[int, ...]
@@ -140,6 +141,7 @@ def new_state(
     return LadState(
         mask_id=mask_id,
         guided=tuple(one.cfg_scale > 0 for one in params),
+        penalised=tuple(one.frequency_penalty != 0 or one.presence_penalty != 0 for one in params),
         max_steps=max_steps,
         visible=tuple(tuple(plan.visible.tolist()) for plan in plans),
         starts=tuple(start.tolist()),

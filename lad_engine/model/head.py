@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..contracts import ModelFacts, TokenChoice, TokenRule
+from ..contracts import Lowered, ModelFacts, TokenChoice, TokenRule
 from .adapter_rows import AdapterRows, spanning
 from .certainty import certainty_of
 from .projection import Projection
@@ -61,6 +61,7 @@ class Head(nn.Module):
         counts: Sequence[int] | None = None,
         guided: Sequence[bool] | None = None,
         certainty: Tensor | None = None,
+        lowered: Lowered | None = None,
     ) -> TokenChoice:
         """Choose a token for the first counts[b] rows of each sequence of `[B, R, D]`, or for all of them at once where counts is None.
 
@@ -69,7 +70,8 @@ class Head(nn.Module):
         With counts, a sequence's GEMMs have the shapes, and its rows the bits, they have without batch-mates; `guided` then names the
         sequences whose unconditional rows are read, None all. Without counts nothing depends on host data, and a row's bits depend on
         its batch-mates as far as the backend of `lm_head` lets them.
-        certainty: `[B]` int64, see `certainty.certainty_of`; None asks for none.
+        certainty: `[B]` int64, see `certainty.certainty_of`; None asks for none. lowered: logits to lower, after guidance; with counts only
+        those of the sequences it names.
         Returns:
             TokenChoice of `[B, R]`, zeros beyond a sequence's count.
         """
@@ -78,7 +80,7 @@ class Head(nn.Module):
             # Guided rows are read in chunks, which must not mix sequences of different adapters.
             counts = (R,) * B
         if counts is None:
-            tables = _Tables.of(rule, certainty, lambda table: table[:, None].expand(B, R, *table.shape[1:]).flatten(0, 1))
+            tables = _Tables.of(rule, certainty, lowered, lambda table: table[:, None].expand(B, R, *table.shape[1:]).flatten(0, 1))
             base = None if unconditional is None else unconditional.flatten(0, 1)
             with spanning(self.adapter_rows, 0, B):
                 chosen = self._choose_rows(rows.flatten(0, 1), base, uniforms.flatten(), tables, rule)
@@ -86,9 +88,10 @@ class Head(nn.Module):
         out = self._blank((B, R), rows.device, certainty is not None)
         for b, rows_read in enumerate(counts):
             is_guided = unconditional is not None and (guided is None or guided[b])
+            own = lowered if lowered is not None and (lowered.rows is None or lowered.rows[b]) else None
             for part in _chunks(rows_read):
                 size = part.stop - part.start
-                tables = _Tables.of(rule, certainty, lambda table, b=b, n=size: table[b].expand(n, *table.shape[1:]))
+                tables = _Tables.of(rule, certainty, own, lambda table, b=b, n=size: table[b].expand(n, *table.shape[1:]))
                 base = unconditional[b, part] if is_guided else None
                 with spanning(self.adapter_rows, b, b + 1):
                     _put(out, (b, part), self._choose_rows(rows[b, part], base, uniforms[b, part], tables, rule))
@@ -103,7 +106,7 @@ class Head(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Choose for `[N, D]` rows at once, with one entry of `tables` per row; logits exist ROWS_PER_CHUNK rows at a time."""
         static = {"max_top_k": rule.max_top_k, "samples_all": rule.samples_all}
-        if unconditional is None and tables.certainty is None and self._has_plain_weight(rows.dtype):
+        if unconditional is None and tables.certainty is None and tables.lowered is None and self._has_plain_weight(rows.dtype):
             columns = (*tables.columns, rule.bias_ids, tables.bias_values)
             return *self.ops.lm_head(self.normed(rows), self.projection.weight, uniforms, *columns, **static), None
         out = self._blank((len(rows),), rows.device, tables.certainty is not None)
@@ -114,6 +117,10 @@ class Head(nn.Module):
                 scale = tables.cfg_scale[part, None]
                 # Selected, not scaled by zero: an unguided row keeps the bits it has alone.
                 logits = torch.where(scale > 0, base + (scale + 1.0) * (logits - base), logits)
+            if tables.lowered is not None:
+                ids, by = (table[part] for table in tables.lowered)
+                # Equal ids write equal numbers, so their order does not matter.
+                logits.scatter_(1, ids, logits.gather(1, ids) - by)
             columns = (*(column[part] for column in tables.columns), rule.bias_ids, tables.bias_values[part])
             chosen = self.ops.choose_token(logits, uniforms[part], *columns, **static)
             sure = None if tables.certainty is None else certainty_of(logits, tables.certainty[part], *columns, max_top_k=rule.max_top_k)
@@ -133,12 +140,14 @@ class _Tables(NamedTuple):
     bias_values: Tensor
     cfg_scale: Tensor
     certainty: Tensor | None
+    lowered: tuple[Tensor, Tensor] | None
 
     @classmethod
-    def of(cls, rule: TokenRule, certainty: Tensor | None, per_row: Callable[[Tensor], Tensor]) -> _Tables:
+    def of(cls, rule: TokenRule, certainty: Tensor | None, lowered: Lowered | None, per_row: Callable[[Tensor], Tensor]) -> _Tables:
         columns = (rule.temperature, rule.top_k, rule.top_p, rule.drop_crossing, rule.full_confidence)
         kinds = None if certainty is None else per_row(certainty)
-        return cls(tuple(map(per_row, columns)), per_row(rule.bias_values), per_row(rule.cfg_scale), kinds)
+        lower = None if lowered is None else (per_row(lowered.ids), per_row(lowered.by))
+        return cls(tuple(map(per_row, columns)), per_row(rule.bias_values), per_row(rule.cfg_scale), kinds, lower)
 
 
 def _put(out: Sequence[Tensor | None], where: Any, values: Sequence[Tensor | None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..contracts import TokenChoice, TokenRule
+from ..contracts import Lowered, TokenChoice, TokenRule
 from .adapter_rows import spanning
 from .head import Head
 from .transformer import Transformer
@@ -85,6 +85,7 @@ class LanguageModel:
         counts: tuple[int, ...] | None = None,
         guided: tuple[bool, ...] | None = None,
         certainty: Tensor | None = None,
+        lowered: Lowered | None = None,
     ) -> TokenChoice:
         """Choose tokens for `rows` `[B, R, D]`; see `Head.choose`.
 
@@ -93,7 +94,7 @@ class LanguageModel:
         if counts is not None and not self.batch_invariant and 0 < len(counts) * max(counts) <= 2 * sum(counts):
             R, width = rows.shape[1], max(counts)
             base = None if unconditional is None else unconditional[:, :width]
-            read = self.head.choose(rows[:, :width], rule, uniforms[:, :width], base, certainty=certainty)
+            read = self.head.choose(rows[:, :width], rule, uniforms[:, :width], base, certainty=certainty, lowered=lowered)
             parts = (read.token, read.confidence, read.certainty)
             return TokenChoice(*(None if part is None else nn.functional.pad(part, (0, R - width)) for part in parts))
-        return self.head.choose(rows, rule, uniforms, unconditional, counts, guided, certainty)
+        return self.head.choose(rows, rule, uniforms, unconditional, counts, guided, certainty, lowered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,9 +16,10 @@ from ..config import SamplingParams
 class RowRules:
     """Which rule each row of a batch follows.
 
-    used: names present, the only part baked into a captured step. The tensors are `[B]` bool, noise_clip fp32:
+    used: names present, the only part baked into a captured step. The tensors are `[B]` bool, the last four fp32:
     redraws (random or weighted draw of an exact count), is_weighted, is_clusters, is_bernoulli, is_lowest (confidence),
-    retains, locks, transfers; is_permanent, splits (eos_split), by_confidence (selection), delays_eos (eos_treatment).
+    retains, locks, transfers; is_permanent, splits (eos_split), by_confidence (selection), delays_eos (eos_treatment); threshold is
+    infinite where there is none.
     """
 
     used: frozenset[str]
@@ -34,11 +36,15 @@ class RowRules:
     by_confidence: Tensor
     delays_eos: Tensor
     noise_clip: Tensor
+    threshold: Tensor
+    frequency_penalty: Tensor
+    presence_penalty: Tensor
 
 
 def row_rules(params: Sequence[SamplingParams], device: torch.device | str) -> RowRules:
     """Sort a batch's requests by rule."""
     names = [_rule_name(one) for one in params]
+    shared = {"split": any(one.eos_split for one in params), "threshold": any(one.threshold is not None for one in params)}
 
     def where(*wanted: str) -> Tensor:
         return torch.tensor([name in wanted for name in names], device=device)
@@ -46,8 +52,11 @@ def row_rules(params: Sequence[SamplingParams], device: torch.device | str) -> R
     def flags(values: list[bool]) -> Tensor:
         return torch.tensor(values, device=device)
 
+    def numbers(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
     return RowRules(
-        used=frozenset(names) | ({"split"} if any(one.eos_split for one in params) else frozenset()),
+        used=frozenset(names) | {name for name, is_used in shared.items() if is_used},
         redraws=where("random", "weighted"),
         is_weighted=where("weighted"),
         is_clusters=where("clusters"),
@@ -60,7 +69,10 @@ def row_rules(params: Sequence[SamplingParams], device: torch.device | str) -> R
         splits=flags([one.eos_split for one in params]),
         by_confidence=flags([one.selection == "confidence" for one in params]),
         delays_eos=flags([one.eos_treatment == "low_confidence" for one in params]),
-        noise_clip=torch.tensor([one.noise_clip for one in params], dtype=torch.float32, device=device),
+        noise_clip=numbers([one.noise_clip for one in params]),
+        threshold=numbers([math.inf if one.threshold is None else one.threshold for one in params]),
+        frequency_penalty=numbers([one.frequency_penalty for one in params]),
+        presence_penalty=numbers([one.presence_penalty for one in params]),
     )
 
 

@@ -17,7 +17,8 @@ class Plan:
     visible: int64, answer columns on the canvas. grows: bool, whether that is more than the step before.
     probability: float64, eta after the step. count: int64, open positions to re-noise. keep: int64, open positions to retain.
     clusters, cluster_size: int64, the Space's draw with replacement.
-    transfer, block_start, block_end: int64, LLaDA budget and the answer columns it is spent in.
+    transfer, block_start, block_end: int64, LLaDA budget and the answer columns it is spent in; with a threshold, under which a block may
+    be done early, 0 and the width of all blocks instead.
     The last step re-noises nothing: its probability, count and clusters are 0 and keep is every open position.
     """
 
@@ -131,10 +132,11 @@ def plan_request(params: SamplingParams, is_open: np.ndarray, is_masked: np.ndar
     shapes = [cluster_shape(n, params.cluster_size) for n in count]
     transfer, block_start, block_end = [], [], []
     if params.remasking == "transfer":
-        for start, end, n in block_steps(answer_length, steps, block_width(answer_length, steps, params.block_length)):
+        width = block_width(answer_length, steps, params.block_length)
+        for start, end, n in block_steps(answer_length, steps, width):
             transfer += transfer_counts(int(is_masked[start:end].sum()), n)
-            block_start += [start] * n
-            block_end += [end] * n
+            block_start += [0 if params.threshold is not None else start] * n
+            block_end += [width if params.threshold is not None else end] * n
     return Plan(
         visible=visible,
         grows=np.diff(visible, prepend=0) > 0,

@@ -52,6 +52,7 @@ def _sampling_type(name: str, kind: Any) -> Any:
 
 Sampling = create_model("Sampling", __base__=Body, **{name: (kind | None, None) for name, kind in _sampling_fields()})
 SAMPLING_NAMES = tuple(Sampling.model_fields)
+PENALTIES = ("frequency_penalty", "presence_penalty")
 
 
 class StreamOptions(Body):
@@ -106,8 +107,6 @@ class Request(Sampling):  # type: ignore[misc, valid-type]
     user: Annotated[str, Field(max_length=512)] | None = None
     context_window: Annotated[int, Field(ge=2, le=LARGEST)] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
 
 
 class TextPart(Body):
@@ -182,7 +181,8 @@ def asked_settings(body: Request) -> dict[str, Any]:
         ConfigError: the answer's length is given by OpenAI's newer name and by another.
     """
     given = {name: getattr(body, name) for name in SAMPLING_NAMES if name in body.model_fields_set and name != "profile"}
-    given = {name: value for name, value in given.items() if value is not None}
+    # Clients send OpenAI's penalties as 0 to whatever model, and 0 asks for nothing.
+    given = {name: value for name, value in given.items() if value is not None and not (name in PENALTIES and value == 0)}
     if "max_completion_tokens" in given:
         length = given.pop("max_completion_tokens")
         other = next((name for name in given if ALIASES.get(name, name) == "max_new_tokens"), None)

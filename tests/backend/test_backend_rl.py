@@ -53,13 +53,15 @@ def test_padding_is_left_out_and_one_prompt_may_be_flat(engine):
         assert backend.stats().finished == 2
 
 
-def test_a_threshold_saves_forward_passes_on_masked_checkpoints(engine, masked):
-    prompt = torch.tensor([masked.codec.encode("the user is")])
-    slow, many = generate(masked, prompt, steps=8, gen_length=8, block_length=8)
-    fast, few = generate(masked, prompt, steps=8, gen_length=8, block_length=8, threshold=0.0)
-    assert slow.shape == fast.shape and many == 8 and few < many
-    with pytest.raises(ConfigError, match="threshold"):
-        generate(engine, prompt, steps=8, gen_length=8, threshold=0.9)
+def test_a_threshold_saves_forward_passes(engine, masked):
+    for model in (engine, masked):
+        prompt = torch.tensor([model.codec.encode("the user is")])
+        slow, many = generate(model, prompt, steps=8, gen_length=8, block_length=4)
+        fast, few = generate(model, prompt, steps=8, gen_length=8, block_length=4, threshold=0.0)
+        assert slow.shape == fast.shape and many == 8 and few == 2
+        assert model.mask_id not in fast
+    with pytest.raises(ConfigError, match=r"factor is 1\.0, expected it only with reveal transfer"):
+        generate(engine, prompt, steps=8, gen_length=8, factor=1.0)
 
 
 def test_wrong_arguments_are_named(engine):

@@ -58,7 +58,10 @@ def test_options_of_another_family_are_refused_by_name(models, argv, name, capsy
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (("--threshold", 0.9), "threshold is 0.9, expected it only with reveal transfer by confidence or maskgit_plus"),
+        (
+            ("--threshold", 0.9),
+            "threshold is 0.9, expected it only with remasking or reveal transfer by confidence, or",
+        ),
         (("--block-length", 4), "block_length is 4, expected it only with"),
         (("--reveal", "guess"), "reveal is 'guess', expected one of random, confidence, origin"),
         (("--reveal", "transfer", "--block-length", 4, "--steps", 2, "--max-new-tokens", 12), "expected at least 3, one per block"),

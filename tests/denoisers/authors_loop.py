@@ -199,33 +199,43 @@ def authors_loop(predict: Callable, prompt: list[int], answer: list[int], is_ope
 
 
 def transfer_loop(predict, prompt, answer, is_open, params, mask_id: int, eos_ids) -> dict:
-    """LLaDA: blocks left to right, mask_count // steps tokens a step become final, the surest (or any) first."""
+    """LLaDA: blocks left to right, mask_count // steps tokens a step become final, the surest (or any) first.
+
+    With a threshold also all that are so sure (Fast-dLLM), always in the leftmost block that is not done.
+    """
     A = len(answer)
     width = min(params.block_length or A, A)
     blocks = math.ceil(A / width)
-    states, i = [], 0
+    planned = []
     for b in range(blocks):
         steps = params.steps // blocks + (1 if b < params.steps % blocks else 0)
         inside = range(b * width, min(A, (b + 1) * width))
         masked = len([r for r in inside if is_open[r] and answer[r] == mask_id])
-        for j in range(steps):
-            tokens, conf = predict(prompt + answer, len(prompt), i)
-            candidates = [r for r in inside if is_open[r] and answer[r] == mask_id]
+        planned += [(inside, masked // steps + (1 if j < masked % steps else 0)) for j in range(steps)]
+    states = []
+    for i, (inside, budget) in enumerate(planned):
+        tokens, conf = predict(prompt + answer, len(prompt), i)
+        candidates = [r for r in range(A) if is_open[r] and answer[r] == mask_id]
+        if params.threshold is not None and candidates:
+            inside = range(candidates[0] // width * width, min(A, (candidates[0] // width + 1) * width))
+        candidates = [r for r in candidates if r in inside]
 
-            def score(r: int, tokens=tokens, conf=conf, step=i) -> float:
-                if params.eos_treatment == "low_confidence" and tokens[r] in eos_ids:
-                    return -1.0
-                return conf[r] if params.selection == "confidence" else philox_uniform(params.seed, r, step, TRANSFER)
+        def score(r: int, tokens=tokens, conf=conf, step=i) -> float:
+            if params.eos_treatment == "low_confidence" and tokens[r] in eos_ids:
+                return -1.0
+            return conf[r] if params.selection == "confidence" else philox_uniform(params.seed, r, step, TRANSFER)
 
-            for r in sorted(candidates, key=lambda r: (-score(r), r))[: masked // steps + (1 if j < masked % steps else 0)]:
-                answer[r] = tokens[r]
-            states.append(list(answer))
-            i += 1
-            # Ours: what is read cannot change once no MASK is left in front of an end of text (given tokens behind it are read too).
-            given_until = max((r + 1 for r in range(A) if not is_open[r]), default=0)
-            end = next((r for r in range(given_until, A) if answer[r] in eos_ids), A)
-            if params.early_stop and not any(is_open[r] and answer[r] == mask_id for r in range(end)):
-                answer = [tokens[r] if is_open[r] and answer[r] == mask_id else answer[r] for r in range(A)]
-                states[-1] = list(answer)
-                return {"states": states, "answer": answer, "nfe": i, "stopped_early": i < params.steps}
-    return {"states": states, "answer": answer, "nfe": i, "stopped_early": False}
+        chosen = sorted(candidates, key=lambda r: (-score(r), r))[:budget]
+        if params.threshold is not None:
+            chosen += [r for r in candidates if score(r) >= params.threshold]
+        for r in chosen:
+            answer[r] = tokens[r]
+        states.append(list(answer))
+        # Ours: what is read cannot change once no MASK is left in front of an end of text (given tokens behind it are read too).
+        given_until = max((r + 1 for r in range(A) if not is_open[r]), default=0)
+        end = next((r for r in range(given_until, A) if answer[r] in eos_ids), A)
+        if params.early_stop and not any(is_open[r] and answer[r] == mask_id for r in range(end)):
+            answer = [tokens[r] if is_open[r] and answer[r] == mask_id else answer[r] for r in range(A)]
+            states[-1] = list(answer)
+            return {"states": states, "answer": answer, "nfe": i + 1, "stopped_early": i + 1 < params.steps}
+    return {"states": states, "answer": answer, "nfe": len(states), "stopped_early": False}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from authors_loop import SAMPLE, authors_loop, choose, philox_uniform
@@ -17,17 +19,21 @@ EOS_IDS = (EOS, 9)
 CALM = (0, 0, 0, 7, 0)
 
 
-def plain_predict(model, params):
+def plain_predict(model, params, is_open):
     """The token choice of the plain loop: one position after the other."""
 
     def predict(ids, start, step):
         tokens, confidences = [], []
+        said = Counter(t for t, o in zip(ids[start:], is_open, strict=False) if o and t not in (MASK, *EOS_IDS))
         for position in range(start, len(ids)):
             logits = model.plain_logits(ids, position)
             if params.cfg_scale > 0:
                 base = model.plain_logits([MASK] * start + ids[start:], position)
                 scale = np.float32(params.cfg_scale) + np.float32(1)
                 logits = [float(np.float32(u) + scale * (np.float32(c) - np.float32(u))) for c, u in zip(logits, base, strict=True)]
+            for token, count in said.items():
+                penalty = np.float32(params.frequency_penalty) * np.float32(count) + np.float32(params.presence_penalty)
+                logits[token] = float(np.float32(logits[token]) - penalty)
             u = philox_uniform(params.seed, position - start, step, SAMPLE)
             token, confidence = choose(logits, u, params, MASK, EOS_IDS)
             tokens.append(token)
@@ -43,7 +49,7 @@ def compare(model, request, params):
     states = [state.answer[0].tolist() for _ in steps(denoiser, state)]
     prompt = request.ids[: request.answer_start].tolist()
     answer, is_open = request.ids[request.answer_start :].tolist(), request.is_open[request.answer_start :].tolist()
-    wanted = authors_loop(plain_predict(model, params), prompt, answer, is_open, params, MASK, EOS_IDS)
+    wanted = authors_loop(plain_predict(model, params, is_open), prompt, answer, is_open, params, MASK, EOS_IDS)
     assert states == wanted["states"]
     outcome = read_outcome(state, 0)
     assert list(outcome.token_ids) == wanted["answer"]

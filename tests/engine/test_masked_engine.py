@@ -105,8 +105,8 @@ def test_settings_of_lad_are_refused_by_name(engines, name):
 def test_masked_settings_are_refused_by_name_on_a_lad_base(tmp_path):
     engine = Engine.load(make_tiny(tmp_path), adapter=None, device="cpu")
     assert engine.family == "lad"
-    with pytest.raises(ConfigError, match="threshold is given, but this checkpoint decodes as lad"):
-        engine.sampling(threshold=0.9)
+    with pytest.raises(ConfigError, match="factor is given, but this checkpoint decodes as lad"):
+        engine.sampling(factor=0.9)
     with pytest.raises(ConfigError, match="reveal is given, but this checkpoint decodes as lad"):
         engine.generate("a", engine.sampling().replace(reveal="entropy"))
     with pytest.raises(ConfigError, match="score: this engine decodes as lad, expected masked"):

@@ -174,7 +174,9 @@ def test_the_host_lays_out_what_the_op_reads():
     state = {field.name for field in dataclasses.fields(LadState)}
     assert set(FIELDS) <= state
     rules = {field.name for field in dataclasses.fields(RowRules)}
-    assert rules == {field.name for field in dataclasses.fields(contract.UpdateRules)} | {"used"}
+    # The penalties are read before the head chooses.
+    beside = {"used", "frequency_penalty", "presence_penalty"}
+    assert rules == {field.name for field in dataclasses.fields(contract.UpdateRules)} | beside
     assert WHOLE == contract.WHOLE
 
 

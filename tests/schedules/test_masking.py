@@ -94,6 +94,15 @@ def test_a_plan_spends_its_budget_on_masked_positions_of_each_block():
     assert plan.transfer.sum() == is_masked.sum()
 
 
+def test_with_a_threshold_a_plan_gives_the_width_of_its_blocks_and_the_same_budget():
+    is_open = np.ones(10, bool)
+    params = SamplingParams(remasking="transfer", block_length=4, steps=6, threshold=0.9)
+    plan, fixed = plan_request(params, is_open, is_open), plan_request(params.replace(threshold=None), is_open, is_open)
+    assert plan.transfer.tolist() == fixed.transfer.tolist() == [2, 2, 2, 2, 1, 1]
+    assert plan.block_start.tolist() == [0] * 6 and plan.block_end.tolist() == [4] * 6
+    assert plan_request(params.replace(steps=2), is_open, is_open).block_end.tolist() == [10, 10]
+
+
 def test_the_last_step_puts_no_noise_back():
     for schedule in ("exponential", "linear"):
         plan = plan_request(SamplingParams(noise_schedule=schedule, steps=5), np.ones(8, bool), np.ones(8, bool))
