@@ -134,8 +134,14 @@ def _baselines(arguments: argparse.Namespace, engine: Engine, base: Engine, sett
     if base.family != "lad":
         return []
     asked, drawn = ({name: settings[name]} if name in settings else {} for name in ("max_new_tokens", "seed"))
-    ways = {"greedy": {**GREEDY, **asked}, "sampled": {**SAMPLED, **asked, **drawn}}
-    return [Condition(f"base, {name}", "autoregressive", base, settings=ways[name]) for name in arguments.baselines if name in ways]
+    ways, system = {"greedy": {**GREEDY, **asked}, "sampled": {**SAMPLED, **asked, **drawn}}, _system_prompt(engine)
+    names = [name for name in arguments.baselines if name in ways]
+    return [Condition(f"base, {name}", "autoregressive", base, settings=ways[name], system=system) for name in names]
+
+
+def _system_prompt(engine: Engine) -> str | None:
+    """Return what the adapter's chats begin with where nobody says otherwise, which the base alone is then asked under too."""
+    return engine.adapter_facts.system_prompt if engine.adapter_facts else None
 
 
 def _denoises(engine: Engine) -> bool:
@@ -165,7 +171,8 @@ def _task_works(
         if _denoises(engine):
             works.append(likelihood_work(task, Condition(f"{who}, masked copies", "masked likelihood", engine), examples, arguments.copies))
         if base.family == "lad" and arguments.baselines != ("none",):
-            works.append(likelihood_work(task, Condition("base, exact likelihood", "exact likelihood", base), examples, arguments.copies))
+            exact = Condition("base, exact likelihood", "exact likelihood", base, system=_system_prompt(engine))
+            works.append(likelihood_work(task, exact, examples, arguments.copies))
     return works
 
 

@@ -32,7 +32,8 @@ class Condition:
     """One column of the table.
 
     way: "diffusion", "autoregressive", "masked likelihood" or "exact likelihood". profile: "task" (the task's own settings), "adapter"
-    (the adapter's own profile) or a profile's name; `settings` lie over it.
+    (the adapter's own profile) or a profile's name; `settings` lie over it. system: the system prompt of chats that have none; the base
+    alone is asked under the adapter's, so that both read the same text.
     """
 
     name: str
@@ -40,6 +41,12 @@ class Condition:
     engine: Engine
     profile: str = TASK_SETTINGS
     settings: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+
+    def asked(self, prompt: Prompt) -> Prompt:
+        """Return what is asked, under this condition's system prompt where the prompt is a chat without one."""
+        is_bare = prompt.format in (None, "chat") and prompt.messages is None and prompt.system is None
+        return dataclasses.replace(prompt, system=self.system) if is_bare and self.system is not None else prompt
 
     def params(self, task_settings: Mapping[str, Any]) -> SamplingParams:
         """Return the sampling parameters before a prompt's length is known."""
@@ -133,7 +140,7 @@ def _request(condition: Condition, task: Task, example: Example, base: SamplingP
     """Return a task's prompt for this condition and how many positions its answer gets."""
     engine = condition.engine
     is_causal = condition.way == "autoregressive"
-    prompt = (task.prompt_causal or task.prompt)(example) if is_causal else task.prompt(example)
+    prompt = condition.asked((task.prompt_causal or task.prompt)(example) if is_causal else task.prompt(example))
     if task.length is not None:
         length = len(engine.codec.encode_continuation(task.length(example)))
         if prompt.infill is not None:

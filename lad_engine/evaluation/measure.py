@@ -50,7 +50,8 @@ def run(works: Sequence[Work], ledger: Ledger, batch_size: int, countdown: Count
         condition = work.condition
         countdown.label = f"{work.task}, {condition.name}"
         who = identity(condition.engine)
-        settings = {"task": work.task, "way": condition.way, "model": who, **work.settings}
+        asked = {} if condition.system is None else {"system_prompt": condition.system}
+        settings = {"task": work.task, "way": condition.way, "model": who, **asked, **work.settings}
         if not who["batch_invariant"]:
             settings["batch_size"] = batch_size
         key = settings_key(settings)
@@ -180,6 +181,7 @@ def _best(values: Sequence[float]) -> int:
 def _option_likelihoods(task: Task, condition: Condition, example: Example, copies: int) -> Row:
     engine = condition.engine
     prompt, texts = task.options(example)
+    prompt = condition.asked(prompt)
     front = prompt_ids(prompt, engine.codec, engine.adapter_facts or prompt_defaults(engine.facts, engine.codec))
     answers = [engine.codec.encode_continuation(text) for text in texts]
     # A question beyond the window is read by its end, one for all options, as lm-eval does.

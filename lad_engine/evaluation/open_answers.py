@@ -56,7 +56,7 @@ def open_work(condition: Condition, examples: Sequence[Example], judge: Judge) -
     def answer(batch: Sequence[Example]) -> list[Row]:
         rows = []
         own = [condition.seeded(params, one) for one in batch]
-        for example, result in zip(batch, decode(condition, [Prompt(one.prompt) for one in batch], own), strict=True):
+        for example, result in zip(batch, decode(condition, [condition.asked(Prompt(one.prompt)) for one in batch], own), strict=True):
             loss, tokens = judge.score(example.prompt, result.text)
             scores = {"judge_loss": loss, "judge_tokens": tokens, "repetition": repetition(result.text)}
             rows.append({**facts_of(result), "text": result.text, **scores})

@@ -36,6 +36,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "retain, editable": {"remasking": "confidence", "noise_schedule": "linear", "retention": "editable"},
     "transfer": {"remasking": "transfer"},
     "transfer, blocks of 8": {"remasking": "transfer", "block_length": 8},
+    "transfer, blocks of 8, all of 0.9": {"remasking": "transfer", "block_length": 8, "threshold": 0.9},
 }
 # Tried on the policies that lead, one change at a time.
 CHANGES: dict[str, dict[str, Any]] = {

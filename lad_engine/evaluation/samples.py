@@ -32,8 +32,10 @@ def write_samples(out: Path, command: str, engine: Engine, examples: Sequence[Ex
         if field.name in ("max_new_tokens", "steps", "remasking") or getattr(params, field.name) != getattr(defaults, field.name)
     }
     settings = ", ".join(f"{name} {value}" for name, value in changed.items())
-    adapter = engine.adapter_facts.name if engine.adapter_facts else "none"
-    lines = [f"$ {command}", f"model {engine.facts.name}, adapter {adapter}, {engine.config.dtype}; {settings}", ""]
+    adapter = engine.adapter_facts
+    who = f"model {engine.facts.name}, adapter {adapter.name if adapter else 'none'}, {engine.config.dtype}"
+    who += f', system prompt "{adapter.system_prompt}"' if adapter and adapter.system_prompt else ""
+    lines = [f"$ {command}", f"{who}; {settings}", ""]
     for number, (example, result) in enumerate(zip(examples, results, strict=True), start=1):
         lines += [f"{number}. {example.prompt}", f"   {' / '.join(result.text.splitlines())}", f"   ({result.nfe} passes)", ""]
     try:

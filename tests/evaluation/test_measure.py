@@ -17,6 +17,7 @@ from lad_engine.evaluation.measure import Work, generation_work, run
 from lad_engine.evaluation.progress import Countdown
 from lad_engine.evaluation.sets import Example
 from lad_engine.evaluation.tasks import TASKS
+from lad_engine.text.prompts import Prompt
 from tiny_adapter import write_adapter
 from tiny_checkpoint import make_tiny
 
@@ -64,6 +65,21 @@ def test_who_asks_for_the_default_length_does_not_get_answers_of_the_windows_res
     assert conditions["window"].params({}).max_new_tokens == 64
     assert works["window"].settings != works["asked"].settings
     assert works["window"].settings["sampling"]["max_new_tokens"] is None and works["asked"].settings["sampling"]["max_new_tokens"] == 64
+
+
+def test_the_base_alone_is_asked_under_the_adapters_system_prompt(base: Engine, folder: Path, tmp_path: Path):
+    adapter = write_adapter(folder, tmp_path / "a.safetensors", system_prompt="Be kind.")
+    engine = Engine.load(folder, adapter=adapter)
+    arguments = argparse.Namespace(profile="adapter", scoring=("generation", "likelihood"), baselines=("greedy",), copies=1)
+    works = _task_works(arguments, "piqa", engine, base, EXAMPLES, {})
+    assert [work.condition.system for work in works] == [None, "Be kind.", None, "Be kind."]
+    greedy = works[1].condition
+    assert greedy.asked(Prompt("a")) == Prompt("a", system="Be kind.")
+    # What is said of the system, and text that is no chat, stays as it is.
+    for prompt in (Prompt("a", system=""), Prompt("a", format="raw"), Prompt(messages=({"role": "user", "content": "a"},))):
+        assert greedy.asked(prompt) is prompt
+    record, plain = (run([work], Ledger(None), 2, Countdown(io.StringIO(), 8))[0] for work in (works[3], works[2]))
+    assert record["settings"]["system_prompt"] == "Be kind." and "system_prompt" not in plain["settings"]
 
 
 def test_the_baseline_gets_as_many_tokens_as_the_profile_it_is_compared_with(base: Engine, folder: Path, tmp_path: Path):
