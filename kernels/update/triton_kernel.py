@@ -27,9 +27,9 @@ _SIGNLESS = tl.constexpr(0x7FFFFFFF)
 
 
 def launch_config(R: int) -> dict[str, int]:
-    """Tile for R positions: the whole row, 4 per thread, 8 for the longest (16 spill)."""
+    """Tile for R positions: the whole row, 2 per thread up to 512, 4 and 8 for the longest (4 at 256 spill on sm_100, 16 anywhere)."""
     block = max(32, triton.next_power_of_2(R))
-    return {"BLOCK_R": block, "num_warps": min(8, max(1, block // 128))}
+    return {"BLOCK_R": block, "num_warps": min(8, max(1, block // 64))}
 
 
 def rule_flags(used: frozenset[str]) -> dict[str, bool]:
