@@ -86,6 +86,16 @@ def test_a_temperature_draws_from_all_tokens(served):
     assert "top_k" not in answer["lad"]["params"], "one candidate was asked for, which is the default"
 
 
+def test_penalties_are_openais_where_tokens_are_final_and_zero_anywhere(served):
+    body = {"messages": HELLO, "max_tokens": 12, "steps": 12, "remasking": "transfer", "eos_treatment": "forbid", "block_length": 1}
+    plain, lowered = (served.post(CHAT, json={**body, **more}).json() for more in ({}, {"frequency_penalty": 2, "presence_penalty": 1.5}))
+    assert plain["choices"][0]["message"]["content"] != lowered["choices"][0]["message"]["content"]
+    renoised = {"messages": HELLO, "max_tokens": 4, "remasking": "random"}
+    assert served.post(CHAT, json={**renoised, "frequency_penalty": 0, "presence_penalty": 0.0}).status_code == 200
+    assert error_of(served.post(CHAT, json={**renoised, "presence_penalty": 1}), 400)["param"] == "presence_penalty"
+    assert error_of(served.post(CHAT, json={**body, "frequency_penalty": 2.5}), 400)["param"] == "frequency_penalty"
+
+
 def test_an_edit_changes_its_spans_alone(served):
     text = "the user is [[here]] in the same room"
     body = {"text": text, "spans": [{"start": 4, "end": 8}, {"start": 33, "end": 37, "positions": 3}], "format": "raw", "steps": 3}
