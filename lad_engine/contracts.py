@@ -142,7 +142,7 @@ class TokenRule:
 
 @dataclass(frozen=True)
 class Lowered:
-    """Tokens whose logits are lowered before anything else is made of them.
+    """Tokens whose logits are lowered before a choice is made.
 
     ids: `[B, C]` int64, tokens of each sequence, any of them several times; by: `[B, C]` fp32, the same for equal ids of a sequence.
     rows: which sequences lower any (host), None all.

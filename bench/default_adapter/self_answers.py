@@ -45,17 +45,16 @@ def clean(answer: str, is_finished: bool, is_short: bool = False) -> str | None:
         answer = answer[: ends[-1]] if ends else ""
     if (is_short or len(answer) > LONG_CHARACTERS) and ends and ends[0] >= LEAST_SENTENCE:
         answer = answer[: ends[0]]
-    if is_short and (len(answer) > SHORT or EVASION.search(answer) or says_again(answer)):
-        return None
     words = re.findall(r"[a-z0-9']+", answer.lower())
+    if is_short and (len(answer) > SHORT or EVASION.search(answer) or says_again(words)):
+        return None
     triples = list(zip(words, words[1:], words[2:], strict=False))
     repeats = any(a == b for a, b in pairwise(words)) or len(set(triples)) < 0.9 * len(triples)
     return None if repeats or len(answer) < 4 else answer
 
 
-def says_again(answer: str) -> bool:
+def says_again(words: list[str]) -> bool:
     """Whether two neighbouring words, or one of five letters or more, come a second time."""
-    words = re.findall(r"[a-z0-9']+", answer.lower())
     parts = [part for part in (*pairwise(words), *((word,) for word in words)) if len("".join(part)) > LEAST_TOLD]
     return len(set(parts)) < len(parts)
 
@@ -97,7 +96,7 @@ def main() -> None:
                 ends = [i for i, token in enumerate(answer) if token in engine.eos_ids]
                 text = clean(engine.codec.decode(answer[: ends[0]] if ends else answer), bool(ends), is_short=bool(args.system))
                 if text is not None:
-                    sys.stdout.write(json.dumps({"system": args.system, **row, "output": text, "source": f"self_{row['source']}"}) + "\n")
+                    sys.stdout.write(json.dumps({**row, "system": args.system, "output": text, "source": f"self_{row['source']}"}) + "\n")
                     sys.stdout.flush()
 
 

@@ -60,8 +60,8 @@ class LadDenoiser:
             unconditional = self.model.read_rows(without_prompt, positions, lengths, unguided)
         uniforms = self.ops.uniform(state.seeds, state.columns, state.row_steps, SAMPLE)
         guided = None if state.is_static else state.guided
-        lowered = {"lowered": self._lowered(state)} if any(state.penalised) else {}
-        choice = self.model.choose(rows, state.rule, uniforms, unconditional, counts, guided, **lowered)
+        lowered = self._lowered(state) if any(state.penalised) else None
+        choice = self.model.choose(rows, state.rule, uniforms, unconditional, counts, guided, lowered=lowered)
         return choice.token, choice.confidence
 
     def _lowered(self, state: LadState) -> Lowered:

@@ -52,7 +52,6 @@ def _sampling_type(name: str, kind: Any) -> Any:
 
 Sampling = create_model("Sampling", __base__=Body, **{name: (kind | None, None) for name, kind in _sampling_fields()})
 SAMPLING_NAMES = tuple(Sampling.model_fields)
-PENALTIES = ("frequency_penalty", "presence_penalty")
 
 
 class StreamOptions(Body):
@@ -96,7 +95,7 @@ AnswerFormat = Annotated[TextFormat | SchemaFormat | RegexFormat, Field(discrimi
 
 
 class Request(Sampling):  # type: ignore[misc, valid-type]
-    """What every endpoint that answers takes; the last rows are OpenAI's, with the only value that means nothing here.
+    """What every endpoint that answers takes; n is OpenAI's, with the only value that means nothing here.
 
     context_window: prompt and answer together, in place of the answer's length.
     """
@@ -181,8 +180,7 @@ def asked_settings(body: Request) -> dict[str, Any]:
         ConfigError: the answer's length is given by OpenAI's newer name and by another.
     """
     given = {name: getattr(body, name) for name in SAMPLING_NAMES if name in body.model_fields_set and name != "profile"}
-    # Clients send OpenAI's penalties as 0 to whatever model, and 0 asks for nothing.
-    given = {name: value for name, value in given.items() if value is not None and not (name in PENALTIES and value == 0)}
+    given = {name: value for name, value in given.items() if value is not None}
     if "max_completion_tokens" in given:
         length = given.pop("max_completion_tokens")
         other = next((name for name in given if ALIASES.get(name, name) == "max_new_tokens"), None)

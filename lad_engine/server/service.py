@@ -22,6 +22,8 @@ from .settings import ServerSettings
 
 # How a value that did not hold is drawn again.
 REDRAWN_TEMPERATURE, REDRAWN_TOP_K = 0.7, 20
+# OpenAI's clients send these as 0 to whatever model.
+PENALTIES = ("frequency_penalty", "presence_penalty")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class Service:
         """
         engine = self.backend.engine
         asked = canonical_names(asked_settings(body))
+        for name in PENALTIES:
+            # Where the family reads it, 0 switches off what the profile says.
+            if asked.get(name) == 0 and name not in READS[engine.family]:
+                del asked[name]
         params = engine.sampling(body.profile, adapter=adapter, **asked)
         draws = asked.get("temperature", 0) > 0 and "top_k" not in asked and "top_k" in READS[engine.family]
         if draws and params.top_k == 1:

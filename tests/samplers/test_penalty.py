@@ -1,4 +1,4 @@
-"""Frequency and presence penalties: what counts, and that a decode under them is the plain loop's, alone, in a batch and captured."""
+"""Frequency and presence penalties: what counts, and that a decode under them is the plain loop's, alone and in a batch."""
 
 from __future__ import annotations
 

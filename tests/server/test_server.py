@@ -94,6 +94,9 @@ def test_penalties_are_openais_where_tokens_are_final_and_zero_anywhere(served):
     assert served.post(CHAT, json={**renoised, "frequency_penalty": 0, "presence_penalty": 0.0}).status_code == 200
     assert error_of(served.post(CHAT, json={**renoised, "presence_penalty": 1}), 400)["param"] == "presence_penalty"
     assert error_of(served.post(CHAT, json={**body, "frequency_penalty": 2.5}), 400)["param"] == "frequency_penalty"
+    by_profile = {"messages": HELLO, "max_tokens": 4, "steps": 4, "profile": "default"}
+    own, off = (served.post(CHAT, json={**by_profile, **more}).json()["lad"]["params"] for more in ({}, {"frequency_penalty": 0}))
+    assert own["frequency_penalty"] == 1.0 and off.get("frequency_penalty", 0.0) == 0.0
 
 
 def test_an_edit_changes_its_spans_alone(served):
